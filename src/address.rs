@@ -172,8 +172,26 @@ mod tests {
     #[test]
     fn hostile_addresses_are_refused() {
         for text in [
-            "", "@", "a@", "@b", "a b@c", "a@b c", "a\r\n@b", "a@b\r\nRCPT", "a@-b", "a@b..c", ".a@b", "a.@b",
-            "a..b@c", "<a@b", "\"a@b", "\"a\"b\"@c", "a@[1.2.3]", "a@[IPv6:zz]", "a\0@b", "a@b\0",
+            "",
+            "@",
+            "a@",
+            "@b",
+            "a b@c",
+            "a@b c",
+            "a\r\n@b",
+            "a@b\r\nRCPT",
+            "a@-b",
+            "a@b..c",
+            ".a@b",
+            "a.@b",
+            "a..b@c",
+            "<a@b",
+            "\"a@b",
+            "\"a\"b\"@c",
+            "a@[1.2.3]",
+            "a@[IPv6:zz]",
+            "a\0@b",
+            "a@b\0",
         ] {
             assert!(text.parse::<Address>().is_err(), "{text:?} was taken");
         }
