@@ -1,0 +1,313 @@
+//! Inboxes: the addresses of this server, each with its own counter, limits and mailboxes.
+
+use super::{Row, StoreError, Tx};
+use crate::clock::Millis;
+use crate::ids::InboxKey;
+
+/// The pod that always exists.
+pub const DEFAULT_POD: i64 = 1;
+
+/// IMAP's mailboxes of every inbox: key, name, special use (RFC 6154; Review is ours).
+pub const MAILBOXES: [(i64, &str, Option<&str>); 7] = [
+    (1, "INBOX", None),
+    (2, "Sent", Some("\\Sent")),
+    (3, "Drafts", Some("\\Drafts")),
+    (4, "Trash", Some("\\Trash")),
+    (5, "Junk", Some("\\Junk")),
+    (6, "Archive", Some("\\Archive")),
+    (7, "Review", None),
+];
+pub const MAILBOX_INBOX: i64 = 1;
+pub const MAILBOX_SENT: i64 = 2;
+pub const MAILBOX_TRASH: i64 = 4;
+pub const MAILBOX_JUNK: i64 = 5;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InboxStatus {
+    Active,
+    /// Stores mail with its items held, and refuses to send.
+    Paused,
+}
+
+impl InboxStatus {
+    pub fn text(self) -> &'static str {
+        match self {
+            InboxStatus::Active => "active",
+            InboxStatus::Paused => "paused",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<InboxStatus> {
+        match text {
+            "active" => Some(InboxStatus::Active),
+            "paused" => Some(InboxStatus::Paused),
+            _ => None,
+        }
+    }
+}
+
+/// Recipients that may be released in any window of this length; `None` for no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub per_minute: Option<i64>,
+    pub per_hour: Option<i64>,
+    pub per_day: Option<i64>,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { per_minute: None, per_hour: Some(200), per_day: Some(1_000) }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inbox {
+    pub key: InboxKey,
+    /// The `inbox_id`: lower case, domain in A-labels.
+    pub address: String,
+    pub domain: String,
+    pub display_name: Option<String>,
+    pub client_id: Option<String>,
+    pub status: InboxStatus,
+    /// The postmaster's: made by the server, seen by organization keys alone.
+    pub operator: bool,
+    /// JSON object.
+    pub metadata: Option<String>,
+    /// `accept`, `tag`, `hold` or `refuse` mail whose sender is not verified.
+    pub unauthenticated: String,
+    pub limits: Limits,
+    pub created_at: Millis,
+    pub updated_at: Millis,
+}
+
+/// What `create` needs; the rest has defaults.
+#[derive(Debug, Clone)]
+pub struct NewInbox {
+    pub pod: i64,
+    pub address: String,
+    pub domain: String,
+    pub display_name: Option<String>,
+    pub client_id: Option<String>,
+    pub status: InboxStatus,
+    pub operator: bool,
+    pub metadata: Option<String>,
+}
+
+/// Column list and order of `from_row`.
+macro_rules! columns {
+    () => {
+        "pod_key, inbox_key, address, domain, display_name, client_id, status, operator, metadata,
+         unauthenticated, per_minute, per_hour, per_day, created_at, updated_at"
+    };
+}
+
+fn from_row(row: &Row) -> Result<Inbox, StoreError> {
+    let status: String = row.get(6)?;
+    Ok(Inbox {
+        key: InboxKey { pod: row.get(0)?, inbox: row.get(1)? },
+        address: row.get(2)?,
+        domain: row.get(3)?,
+        display_name: row.get(4)?,
+        client_id: row.get(5)?,
+        status: InboxStatus::parse(&status).ok_or_else(|| StoreError::Damaged(format!("inbox status {status}")))?,
+        operator: row.get(7)?,
+        metadata: row.get(8)?,
+        unauthenticated: row.get(9)?,
+        limits: Limits { per_minute: row.get(10)?, per_hour: row.get(11)?, per_day: row.get(12)? },
+        created_at: row.get(13)?,
+        updated_at: row.get(14)?,
+    })
+}
+
+/// Makes an inbox with its mailboxes. `Conflict` where the address or the client id is taken.
+pub async fn create(tx: &mut Tx, new: &NewInbox) -> Result<Inbox, StoreError> {
+    let now = tx.now();
+    let limits = Limits::default();
+    let rows = tx
+        .rows(
+            concat!(
+                "INSERT INTO inbox (pod_key, address, domain, display_name, client_id, status, operator, metadata,
+                                    per_minute, per_hour, per_day, created_at, updated_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12) RETURNING ",
+                columns!()
+            ),
+            &[
+                new.pod.into(),
+                (&new.address).into(),
+                (&new.domain).into(),
+                new.display_name.clone().into(),
+                new.client_id.clone().into(),
+                new.status.text().into(),
+                new.operator.into(),
+                new.metadata.clone().into(),
+                limits.per_minute.into(),
+                limits.per_hour.into(),
+                limits.per_day.into(),
+                now.into(),
+            ],
+        )
+        .await?;
+    let inbox = rows.first().ok_or(StoreError::Closed).and_then(from_row)?;
+    for (mailbox, name, special_use) in MAILBOXES {
+        tx.execute(
+            "INSERT INTO mailbox (pod_key, inbox_key, mailbox_key, name, special_use, uidvalidity)
+             VALUES ($1, $2, $3, $4, $5, $6)",
+            &[
+                inbox.key.pod.into(),
+                inbox.key.inbox.into(),
+                mailbox.into(),
+                name.into(),
+                special_use.into(),
+                // RFC 9051 §2.3.1.1: 32 bits, never smaller for a mailbox of the same name. Seconds do until 2106.
+                (now / 1000).into(),
+            ],
+        )
+        .await?;
+    }
+    Ok(inbox)
+}
+
+/// The inbox at this address (`Address::key`), if there is one now.
+pub async fn by_address(tx: &mut Tx, address: &str) -> Result<Option<Inbox>, StoreError> {
+    let sql = concat!("SELECT ", columns!(), " FROM inbox WHERE address = $1 AND deleted_at IS NULL");
+    tx.row(sql, &[address.into()]).await?.as_ref().map(from_row).transpose()
+}
+
+pub async fn by_key(tx: &mut Tx, key: InboxKey) -> Result<Option<Inbox>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM inbox WHERE pod_key = $1 AND inbox_key = $2 AND deleted_at IS NULL"
+    );
+    tx.row(sql, &[key.pod.into(), key.inbox.into()]).await?.as_ref().map(from_row).transpose()
+}
+
+pub async fn by_client_id(tx: &mut Tx, pod: i64, client_id: &str) -> Result<Option<Inbox>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM inbox WHERE pod_key = $1 AND client_id = $2 AND deleted_at IS NULL"
+    );
+    tx.row(sql, &[pod.into(), client_id.into()]).await?.as_ref().map(from_row).transpose()
+}
+
+/// A page of inboxes, newest first; `before` is the key of the last one seen.
+pub async fn page(tx: &mut Tx, pod: i64, before: i64, limit: i64) -> Result<Vec<Inbox>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM inbox WHERE pod_key = $1 AND inbox_key < $2 AND deleted_at IS NULL ORDER BY inbox_key DESC LIMIT $3"
+    );
+    tx.rows(sql, &[pod.into(), before.into(), limit.into()]).await?.iter().map(from_row).collect()
+}
+
+/// The same, oldest first; `after` is the key of the last one seen.
+pub async fn page_ascending(tx: &mut Tx, pod: i64, after: i64, limit: i64) -> Result<Vec<Inbox>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM inbox WHERE pod_key = $1 AND inbox_key > $2 AND deleted_at IS NULL ORDER BY inbox_key LIMIT $3"
+    );
+    tx.rows(sql, &[pod.into(), after.into(), limit.into()]).await?.iter().map(from_row).collect()
+}
+
+/// Writes what can be changed; the caller has read the rest in this transaction.
+pub async fn update(tx: &mut Tx, inbox: &Inbox) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE inbox SET display_name = $3, status = $4, metadata = $5, unauthenticated = $6, per_minute = $7,
+                per_hour = $8, per_day = $9, updated_at = $10
+         WHERE pod_key = $1 AND inbox_key = $2",
+        &[
+            inbox.key.pod.into(),
+            inbox.key.inbox.into(),
+            inbox.display_name.clone().into(),
+            inbox.status.text().into(),
+            inbox.metadata.clone().into(),
+            (&inbox.unauthenticated).into(),
+            inbox.limits.per_minute.into(),
+            inbox.limits.per_hour.into(),
+            inbox.limits.per_day.into(),
+            tx.now().into(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Frees the address at once. Nothing of the inbox can be reached any more; what waits to leave is canceled.
+pub async fn delete(tx: &mut Tx, key: InboxKey) -> Result<(), StoreError> {
+    let args = [key.pod.into(), key.inbox.into(), tx.now().into()];
+    tx.execute("UPDATE inbox SET deleted_at = $3, updated_at = $3 WHERE pod_key = $1 AND inbox_key = $2", &args)
+        .await?;
+    tx.execute(
+        "UPDATE delivery SET state = 'canceled', updated_at = $3
+         WHERE pod_key = $1 AND inbox_key = $2 AND state IN ('due', 'deferred')",
+        &args,
+    )
+    .await?;
+    tx.execute(
+        "UPDATE work_item SET state = 'done', open = 0, reason = 'inbox_deleted', done_at = $3, updated_at = $3
+         WHERE pod_key = $1 AND inbox_key = $2 AND open = 1",
+        &args,
+    )
+    .await?;
+    tx.execute("DELETE FROM api_key WHERE pod_key = $1 AND inbox_key = $2", &args[..2]).await?;
+    tx.execute("DELETE FROM list_entry WHERE pod_key = $1 AND inbox_key = $2", &args[..2]).await?;
+    Ok(())
+}
+
+/// What `reserve` learns of the inbox on its way.
+#[derive(Debug, Clone)]
+pub struct Reserved {
+    /// The first of the numbers taken; the last is also the new MODSEQ.
+    pub first: i64,
+    pub modseq: i64,
+    pub status: InboxStatus,
+    pub unauthenticated: String,
+}
+
+/// Takes `count` numbers from the inbox's counter, and with it the lock on the inbox: from here to the end of
+/// the transaction nobody else delivers into it or sends from it. `None` where the inbox is gone.
+pub async fn reserve(tx: &mut Tx, key: InboxKey, count: i64) -> Result<Option<Reserved>, StoreError> {
+    let row = tx
+        .row(
+            "UPDATE inbox SET seq = seq + $3 WHERE pod_key = $1 AND inbox_key = $2 AND deleted_at IS NULL
+             RETURNING seq, status, unauthenticated",
+            &[key.pod.into(), key.inbox.into(), count.into()],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let modseq: i64 = row.get(0)?;
+    let status: String = row.get(1)?;
+    Ok(Some(Reserved {
+        first: modseq - count + 1,
+        modseq,
+        status: InboxStatus::parse(&status).ok_or_else(|| StoreError::Damaged(format!("inbox status {status}")))?,
+        unauthenticated: row.get(2)?,
+    }))
+}
+
+/// Puts a message into a mailbox: its UID there.
+pub async fn place(
+    tx: &mut Tx,
+    key: InboxKey,
+    mailbox: i64,
+    message_key: i64,
+    modseq: i64,
+) -> Result<i64, StoreError> {
+    let (pod, inbox) = (key.pod.into(), key.inbox.into());
+    let row = tx
+        .row(
+            "UPDATE mailbox SET uidnext = uidnext + 1, modseq = $4
+             WHERE pod_key = $1 AND inbox_key = $2 AND mailbox_key = $3 RETURNING uidnext",
+            &[pod, inbox, mailbox.into(), modseq.into()],
+        )
+        .await?;
+    let uid = row.ok_or_else(|| StoreError::Damaged(format!("mailbox {mailbox} is missing")))?.get::<i64>(0)? - 1;
+    tx.execute(
+        "INSERT INTO placement (pod_key, inbox_key, mailbox_key, uid, message_key, modseq) VALUES ($1, $2, $3, $4, $5, $6)",
+        &[key.pod.into(), key.inbox.into(), mailbox.into(), uid.into(), message_key.into(), modseq.into()],
+    )
+    .await?;
+    Ok(uid)
+}

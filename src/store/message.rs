@@ -1,0 +1,308 @@
+//! Messages, in and out, with everything a listing shows; their octets are in `body`.
+
+use super::{Row, StoreError, Tx, Value};
+use crate::clock::Millis;
+use crate::ids::{InboxKey, Prefix, RowId};
+use crate::screen::structure::Structure;
+use crate::verify::verdict::Verdict;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    In,
+    Out,
+}
+
+/// A message as it is stored.
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub inbox: InboxKey,
+    pub message_key: i64,
+    pub thread_key: i64,
+    pub direction: Direction,
+    /// `received`; of outbound messages the proposal's state: `queued`, …
+    pub state: String,
+    /// With angle brackets.
+    pub rfc_message_id: Option<String>,
+    pub duplicate_of: Option<i64>,
+    /// SHA-256 of the body.
+    pub body_hash: Vec<u8>,
+    /// The forward-path that it came by, tag included.
+    pub reached_by: Option<String>,
+    pub reverse_path: Option<String>,
+    pub from_address: Option<String>,
+    pub from_text: String,
+    pub to: Vec<String>,
+    pub cc: Vec<String>,
+    pub bcc: Vec<String>,
+    pub reply_to: Vec<String>,
+    pub subject: Option<String>,
+    pub preview: Option<String>,
+    pub labels: Vec<String>,
+    pub structure: Structure,
+    pub verdict: Option<Verdict>,
+    pub verified_sender: Option<String>,
+    pub size: i64,
+    pub run_id: Option<String>,
+    pub key_id: Option<i64>,
+    pub modseq: i64,
+    pub created_at: Millis,
+    pub updated_at: Millis,
+}
+
+impl Message {
+    /// The id that is safe in every path: `msg_…`.
+    pub fn id(&self) -> String {
+        RowId { at: self.created_at, inbox: self.inbox, seq: self.message_key }.text(Prefix::Message)
+    }
+
+    /// The `message_id` of the API: the RFC Message-ID where it is unique here and survives a path unencoded
+    /// (the Python SDK encodes nothing), else our own id.
+    pub fn public_id(&self) -> String {
+        match &self.rfc_message_id {
+            Some(id) if self.duplicate_of.is_none() && survives_a_path(id) => id.clone(),
+            _ => self.id(),
+        }
+    }
+}
+
+/// reference/agentmail-api.md §1.4: `/` splits, `?` and `#` cut, `%` is ambiguous.
+fn survives_a_path(id: &str) -> bool {
+    id.len() <= 250 && id.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'%' | b'\\'))
+}
+
+/// Column list and order of `from_row`.
+macro_rules! columns {
+    () => {
+        "pod_key, inbox_key, message_key, thread_key, direction, state, rfc_message_id, duplicate_of, body_hash,
+         reached_by, reverse_path, from_address, from_text, to_text, cc_text, bcc_text, reply_to_text, subject,
+         preview, labels, structure, verdict, verified_sender, size, run_id, key_id, modseq, created_at, updated_at"
+    };
+}
+
+pub(crate) fn from_row(row: &Row) -> Result<Message, StoreError> {
+    let direction: String = row.get(4)?;
+    let verdict: Option<String> = row.get(21)?;
+    Ok(Message {
+        inbox: InboxKey { pod: row.get(0)?, inbox: row.get(1)? },
+        message_key: row.get(2)?,
+        thread_key: row.get(3)?,
+        direction: if direction == "out" { Direction::Out } else { Direction::In },
+        state: row.get(5)?,
+        rfc_message_id: row.get(6)?,
+        duplicate_of: row.get(7)?,
+        body_hash: row.get(8)?,
+        reached_by: row.get(9)?,
+        reverse_path: row.get(10)?,
+        from_address: row.get(11)?,
+        from_text: row.get(12)?,
+        to: from_json(&row.get::<String>(13)?)?,
+        cc: from_json(&row.get::<String>(14)?)?,
+        bcc: from_json(&row.get::<String>(15)?)?,
+        reply_to: from_json(&row.get::<String>(16)?)?,
+        subject: row.get(17)?,
+        preview: row.get(18)?,
+        labels: from_json(&row.get::<String>(19)?)?,
+        structure: from_json(&row.get::<String>(20)?)?,
+        verdict: verdict.as_deref().map(from_json).transpose()?,
+        verified_sender: row.get(22)?,
+        size: row.get(23)?,
+        run_id: row.get(24)?,
+        key_id: row.get(25)?,
+        modseq: row.get(26)?,
+        created_at: row.get(27)?,
+        updated_at: row.get(28)?,
+    })
+}
+
+pub(crate) fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|e| StoreError::Damaged(e.to_string()))
+}
+
+pub(crate) fn to_json<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|e| StoreError::Damaged(e.to_string()))
+}
+
+pub async fn insert(tx: &mut Tx, message: &Message) -> Result<(), StoreError> {
+    tx.execute(
+        concat!(
+            "INSERT INTO message (",
+            columns!(),
+            ", dated_at, unparsed) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
+             $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31)"
+        ),
+        &[
+            message.inbox.pod.into(),
+            message.inbox.inbox.into(),
+            message.message_key.into(),
+            message.thread_key.into(),
+            (if message.direction == Direction::Out { "out" } else { "in" }).into(),
+            (&message.state).into(),
+            message.rfc_message_id.clone().into(),
+            message.duplicate_of.into(),
+            message.body_hash.clone().into(),
+            message.reached_by.clone().into(),
+            message.reverse_path.clone().into(),
+            message.from_address.clone().into(),
+            (&message.from_text).into(),
+            to_json(&message.to)?.into(),
+            to_json(&message.cc)?.into(),
+            to_json(&message.bcc)?.into(),
+            to_json(&message.reply_to)?.into(),
+            message.subject.clone().into(),
+            message.preview.clone().into(),
+            to_json(&message.labels)?.into(),
+            to_json(&message.structure)?.into(),
+            Value::Text(message.verdict.as_ref().map(to_json).transpose()?),
+            message.verified_sender.clone().into(),
+            message.size.into(),
+            message.run_id.clone().into(),
+            message.key_id.into(),
+            message.modseq.into(),
+            message.created_at.into(),
+            message.updated_at.into(),
+            message.structure.date.into(),
+            message.structure.unparsed.is_some().into(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+pub async fn by_key(tx: &mut Tx, inbox: InboxKey, message_key: i64) -> Result<Option<Message>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM message WHERE pod_key = $1 AND inbox_key = $2 AND message_key = $3"
+    );
+    let args = [inbox.pod.into(), inbox.inbox.into(), message_key.into()];
+    tx.row(sql, &args).await?.as_ref().map(from_row).transpose()
+}
+
+/// By any of its ids: `msg_…` or the RFC Message-ID, with or without angle brackets. Of several messages with
+/// one Message-ID, the first.
+pub async fn by_public_id(tx: &mut Tx, inbox: InboxKey, id: &str) -> Result<Option<Message>, StoreError> {
+    if let Some(row) = RowId::parse(Prefix::Message, id) {
+        let found = if row.inbox == inbox { by_key(tx, inbox, row.seq).await? } else { None };
+        return Ok(found.filter(|m| m.created_at == row.at));
+    }
+    let bracketed = if id.starts_with('<') { id.to_owned() } else { format!("<{id}>") };
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM message WHERE pod_key = $1 AND inbox_key = $2 AND rfc_message_id = $3 ORDER BY message_key LIMIT 1"
+    );
+    let args = [inbox.pod.into(), inbox.inbox.into(), bracketed.into()];
+    tx.row(sql, &args).await?.as_ref().map(from_row).transpose()
+}
+
+/// Messages of a thread, newest first, before `before` (a message key; `i64::MAX` for the newest).
+pub async fn of_thread(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    thread_key: i64,
+    before: i64,
+    limit: i64,
+) -> Result<Vec<Message>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM message WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND message_key < $4
+          ORDER BY message_key DESC LIMIT $5"
+    );
+    let args = [inbox.pod.into(), inbox.inbox.into(), thread_key.into(), before.into(), limit.into()];
+    tx.rows(sql, &args).await?.iter().map(from_row).collect()
+}
+
+/// What a work item asks its worker to look at: messages from others that no finished item covers, oldest first.
+pub async fn unhandled(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    thread_key: i64,
+    limit: i64,
+) -> Result<Vec<Message>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM message WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND direction = 'in'
+            AND handled = 0 AND duplicate_of IS NULL ORDER BY message_key LIMIT $4"
+    );
+    let args = [inbox.pod.into(), inbox.inbox.into(), thread_key.into(), limit.into()];
+    tx.rows(sql, &args).await?.iter().map(from_row).collect()
+}
+
+/// The work item of the thread is finished: what arrived so far needs no more attention.
+pub(crate) async fn mark_handled(tx: &mut Tx, inbox: InboxKey, thread_key: i64) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE message SET handled = 1
+         WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND handled = 0",
+        &[inbox.pod.into(), inbox.inbox.into(), thread_key.into()],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Replaces the labels of a message; `modseq` is a number taken with `inbox::reserve`.
+pub async fn set_labels(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    message_key: i64,
+    labels: &[String],
+    modseq: i64,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE message SET labels = $4, modseq = $5, updated_at = $6
+         WHERE pod_key = $1 AND inbox_key = $2 AND message_key = $3",
+        &[
+            inbox.pod.into(),
+            inbox.inbox.into(),
+            message_key.into(),
+            to_json(&labels)?.into(),
+            modseq.into(),
+            tx.now().into(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// A message that threading found by its Message-ID.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cited {
+    pub rfc_message_id: String,
+    pub message_key: i64,
+    pub thread_key: i64,
+    /// Made by this server, with an id of 128 random bits.
+    pub ours: bool,
+    pub body_hash: Vec<u8>,
+    pub duplicate_of: Option<i64>,
+}
+
+/// Messages of the inbox with any of these Message-IDs.
+pub(crate) async fn cited(tx: &mut Tx, inbox: InboxKey, ids: &[String]) -> Result<Vec<Cited>, StoreError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = tx.either(
+        "SELECT rfc_message_id, message_key, thread_key, direction, body_hash, duplicate_of FROM message
+         WHERE pod_key = $1 AND inbox_key = $2 AND rfc_message_id IN (SELECT value FROM json_each($3))
+         ORDER BY message_key LIMIT 500",
+        "SELECT rfc_message_id, message_key, thread_key, direction, body_hash, duplicate_of FROM message
+         WHERE pod_key = $1 AND inbox_key = $2
+           AND rfc_message_id = ANY (ARRAY(SELECT json_array_elements_text($3::json)))
+         ORDER BY message_key LIMIT 500",
+    );
+    let args = [inbox.pod.into(), inbox.inbox.into(), to_json(&ids)?.into()];
+    let rows = tx.rows(sql, &args).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Cited {
+                rfc_message_id: row.get(0)?,
+                message_key: row.get(1)?,
+                thread_key: row.get(2)?,
+                ours: row.get::<String>(3)? == "out",
+                body_hash: row.get(4)?,
+                duplicate_of: row.get(5)?,
+            })
+        })
+        .collect()
+}

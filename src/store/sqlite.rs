@@ -1,0 +1,324 @@
+//! SQLite: one writer thread that commits in groups, several readers, each with its own connection.
+//!
+//! The writer takes every job that waits (at most `GROUP`), runs them one after the other in one transaction,
+//! each in a savepoint so that one that fails is undone alone, commits once, and only then answers. WAL with
+//! `synchronous=FULL`: the fsync of that one COMMIT covers every job of the group (SQLite: "FULL … syncs the
+//! WAL after each transaction commit"). A crash before it loses the group, of which nobody has heard yet.
+//!
+//! A closure's future never waits on SQLite, because every statement completes at once; it is polled once on
+//! the thread that owns the connection.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use tokio::sync::oneshot;
+
+use super::{Connection, Row, StoreError, Tx, Value, Wakeups, migrate};
+use crate::clock::Clock;
+use crate::config::limits;
+
+/// Runs in the transaction.
+type WriteJob = Box<dyn FnOnce(&mut Tx) -> Ran + Send>;
+type ReadJob = Box<dyn FnOnce(&mut Tx) + Send>;
+/// Called after the COMMIT, with its outcome.
+type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+/// A job that ran: whether its effects are to be kept, and whom to tell.
+struct Ran {
+    keep: bool,
+    answer: Answer,
+}
+
+#[derive(Clone)]
+pub(super) struct Sqlite {
+    writer: async_channel::Sender<WriteJob>,
+    readers: async_channel::Sender<ReadJob>,
+    stopped: async_channel::Receiver<()>,
+}
+
+impl Sqlite {
+    pub(super) async fn open(path: &Path, clock: Clock, wakeups: Wakeups) -> Result<Sqlite, StoreError> {
+        let (writer, write_jobs) = async_channel::bounded(limits::SQLITE_WRITE_QUEUE);
+        let (readers, read_jobs) = async_channel::bounded(limits::SQLITE_READ_QUEUE);
+        let (alive, stopped) = async_channel::bounded(1);
+        let path = path.to_owned();
+        let (opened, opening) = oneshot::channel();
+        let reader_path = path.clone();
+        let reader_clock = clock.clone();
+        spawn("store-writer", move || {
+            let _alive = alive;
+            match open_writer(&path, &clock) {
+                Ok(tx) => {
+                    if opened.send(Ok(())).is_ok() {
+                        Writer { tx, clock, wakeups }.run(&write_jobs);
+                    }
+                }
+                Err(e) => drop(opened.send(Err(e))),
+            }
+        })?;
+        opening.await.map_err(|_| StoreError::Closed)??;
+        for _ in 0..limits::SQLITE_READERS {
+            let connection = open_connection(&reader_path)?;
+            connection.execute_batch("PRAGMA query_only = 1").map_err(failure)?;
+            let jobs: async_channel::Receiver<ReadJob> = read_jobs.clone();
+            let clock = reader_clock.clone();
+            spawn("store-reader", move || read_loop(connection, &clock, &jobs))?;
+        }
+        Ok(Sqlite { writer, readers, stopped })
+    }
+
+    pub(super) async fn write<T, E, F>(&self, f: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: for<'t> Fn(&'t mut Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let job: WriteJob = Box::new(move |tx| {
+            let outcome = poll_once(f(tx));
+            Ran {
+                keep: outcome.is_ok(),
+                answer: Box::new(move |committed| {
+                    // The asker may be gone (its client hung up): then nobody is told, and nothing was promised.
+                    drop(answer.send(committed.map_err(E::from).and(outcome)));
+                }),
+            }
+        });
+        self.writer.send(job).await.map_err(|_| StoreError::Closed)?;
+        answered.await.map_err(|_| StoreError::Closed)?
+    }
+
+    pub(super) async fn read<T, E, F>(&self, f: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, E>> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let job: ReadJob = Box::new(move |tx| drop(answer.send(poll_once(f(tx)))));
+        self.readers.send(job).await.map_err(|_| StoreError::Closed)?;
+        answered.await.map_err(|_| StoreError::Closed)?
+    }
+
+    pub(super) async fn close(&self) {
+        self.writer.close();
+        self.readers.close();
+        // Ends when the writer thread has dropped its side, after the last commit.
+        let _closed = self.stopped.recv().await;
+    }
+}
+
+/// The outcome of a closure whose statements all complete at once. One that waits on anything else breaks the
+/// rule that a closure awaits nothing but its transaction, and fails.
+fn poll_once<T, E: From<StoreError>>(future: BoxFuture<'_, Result<T, E>>) -> Result<T, E> {
+    std::panic::AssertUnwindSafe(future)
+        .catch_unwind()
+        .now_or_never()
+        .unwrap_or_else(|| Ok(Err(E::from(StoreError::Statement("a closure waited for something else".into())))))
+        .unwrap_or_else(|_| Err(E::from(StoreError::Statement("a closure panicked".into()))))
+}
+
+fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<(), StoreError> {
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(f);
+    spawned.map(drop).map_err(|e| StoreError::Unavailable(format!("cannot start a thread: {e}")))
+}
+
+fn open_connection(path: &PathBuf) -> Result<rusqlite::Connection, StoreError> {
+    let connection = rusqlite::Connection::open(path)
+        .map_err(|e| StoreError::Unavailable(format!("{}: {e}", path.display())))?;
+    connection.busy_timeout(Duration::from_secs(10)).map_err(failure)?;
+    connection.set_prepared_statement_cache_capacity(256);
+    connection
+        .execute_batch(
+            "PRAGMA page_size = 8192;
+             PRAGMA journal_mode = WAL;
+             PRAGMA synchronous = FULL;
+             PRAGMA cache_size = -32768;
+             PRAGMA temp_store = MEMORY;",
+        )
+        .map_err(failure)?;
+    Ok(connection)
+}
+
+fn open_writer(path: &PathBuf, clock: &Clock) -> Result<Tx, StoreError> {
+    let connection = open_connection(path)?;
+    // A checkpoint every 32 MiB of WAL instead of every 4: each one syncs the database file.
+    connection.execute_batch("PRAGMA wal_autocheckpoint = 4000").map_err(failure)?;
+    let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(failure)?;
+    if mode != "wal" {
+        return Err(StoreError::Unfit(format!("{}: SQLite refuses WAL here (it says {mode:?})", path.display())));
+    }
+    migrate::sqlite(&connection, clock.now())?;
+    Ok(Tx::new(Connection::Sqlite(connection), clock.now()))
+}
+
+struct Writer {
+    tx: Tx,
+    clock: Clock,
+    wakeups: Wakeups,
+}
+
+impl Writer {
+    fn run(mut self, jobs: &async_channel::Receiver<WriteJob>) {
+        while let Ok(first) = jobs.recv_blocking() {
+            let mut group = Vec::with_capacity(limits::SQLITE_GROUP);
+            group.push(first);
+            while group.len() < limits::SQLITE_GROUP {
+                match jobs.try_recv() {
+                    Ok(job) => group.push(job),
+                    Err(_) => break,
+                }
+            }
+            self.commit(group);
+        }
+        // The last one out folds the WAL into the database, so that a stopped server is one file.
+        drop(self.batch("PRAGMA wal_checkpoint(TRUNCATE)"));
+    }
+
+    /// One transaction for the whole group; every job hears the outcome of the COMMIT that covers it.
+    fn commit(&mut self, group: Vec<WriteJob>) {
+        let mut answers: Vec<Answer> = Vec::with_capacity(group.len());
+        let mut begun = self.batch("BEGIN IMMEDIATE");
+        for job in group {
+            if begun.is_err() {
+                // Not run at all: outside a transaction each statement would commit by itself.
+                answers.push(refuse(job));
+                continue;
+            }
+            self.tx.now = self.clock.now();
+            match self.run_job(job) {
+                Ok(answer) => answers.push(answer),
+                Err((answer, error)) => {
+                    // SQLite rolled the transaction back by itself (full disk, I/O error): with this job, all
+                    // those before it are gone.
+                    answers.push(answer);
+                    begun = Err(error);
+                }
+            }
+        }
+        let outcome = begun.and_then(|()| self.batch("COMMIT"));
+        if outcome.is_err() {
+            drop(self.batch("ROLLBACK"));
+            self.tx.wakes.clear();
+        }
+        for answer in answers {
+            answer(outcome.clone());
+        }
+        for topic in self.tx.wakes.drain(..) {
+            self.wakeups.tell(topic);
+        }
+    }
+
+    /// One job in its savepoint. `Err` where the whole transaction is lost.
+    fn run_job(&mut self, job: WriteJob) -> Result<Answer, (Answer, StoreError)> {
+        if let Err(e) = self.cached("SAVEPOINT job") {
+            return Err((refuse(job), e));
+        }
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(&mut self.tx)));
+        let Ran { keep, answer } = outcome.unwrap_or_else(|_| Ran { keep: false, answer: Box::new(|_| ()) });
+        if !keep && !self.in_transaction() {
+            return Err((answer, StoreError::Storage("the transaction was rolled back".into())));
+        }
+        let ended = if keep { self.cached("RELEASE job") } else { self.batch("ROLLBACK TO job; RELEASE job") };
+        match ended {
+            Ok(()) => Ok(answer),
+            Err(e) => Err((answer, e)),
+        }
+    }
+
+    fn in_transaction(&self) -> bool {
+        matches!(&self.tx.connection, Connection::Sqlite(connection) if !connection.is_autocommit())
+    }
+
+    fn batch(&mut self, sql: &str) -> Result<(), StoreError> {
+        match &self.tx.connection {
+            Connection::Sqlite(connection) => connection.execute_batch(sql).map_err(failure),
+            Connection::Postgres(_) => Ok(()),
+        }
+    }
+
+    fn cached(&mut self, sql: &'static str) -> Result<(), StoreError> {
+        match &self.tx.connection {
+            Connection::Sqlite(connection) => execute(connection, sql, &[]).map(drop),
+            Connection::Postgres(_) => Ok(()),
+        }
+    }
+}
+
+/// Answers a job that never ran: dropping it closes its channel, which its asker reads as `Closed`.
+fn refuse(job: WriteJob) -> Answer {
+    drop(job);
+    Box::new(|_| ())
+}
+
+fn read_loop(connection: rusqlite::Connection, clock: &Clock, jobs: &async_channel::Receiver<ReadJob>) {
+    let mut tx = Tx::new(Connection::Sqlite(connection), clock.now());
+    while let Ok(job) = jobs.recv_blocking() {
+        tx.now = clock.now();
+        // One snapshot for the whole closure, so that a page and its count agree.
+        let begun = matches!(&tx.connection, Connection::Sqlite(c) if execute(c, "BEGIN", &[]).is_ok());
+        drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(&mut tx))));
+        if begun && let Connection::Sqlite(c) = &tx.connection {
+            drop(execute(c, "COMMIT", &[]));
+        }
+    }
+}
+
+pub(super) fn execute(connection: &rusqlite::Connection, sql: &str, args: &[Value]) -> Result<u64, StoreError> {
+    let mut statement = connection.prepare_cached(sql).map_err(failure)?;
+    let changed = statement.execute(rusqlite::params_from_iter(args)).map_err(failure)?;
+    Ok(changed as u64)
+}
+
+pub(super) fn rows(connection: &rusqlite::Connection, sql: &str, args: &[Value]) -> Result<Vec<Row>, StoreError> {
+    let mut statement = connection.prepare_cached(sql).map_err(failure)?;
+    let columns = statement.column_count();
+    let mut found = statement.query(rusqlite::params_from_iter(args)).map_err(failure)?;
+    let mut rows = Vec::new();
+    while let Some(row) = found.next().map_err(failure)? {
+        let mut values = Vec::with_capacity(columns);
+        for i in 0..columns {
+            values.push(value(row.get_ref(i).map_err(failure)?)?);
+        }
+        rows.push(Row(values));
+    }
+    Ok(rows)
+}
+
+fn value(value: ValueRef<'_>) -> Result<Value, StoreError> {
+    Ok(match value {
+        ValueRef::Null => Value::Int(None),
+        ValueRef::Integer(n) => Value::Int(Some(n)),
+        ValueRef::Text(text) => Value::Text(Some(String::from_utf8_lossy(text).into_owned())),
+        ValueRef::Blob(octets) => Value::Bytes(Some(octets.to_vec())),
+        ValueRef::Real(_) => return Err(StoreError::Statement("a query gave a floating-point number".into())),
+    })
+}
+
+impl rusqlite::ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Value::Int(Some(n)) => ValueRef::Integer(*n),
+            Value::Text(Some(text)) => ValueRef::Text(text.as_bytes()),
+            Value::Bytes(Some(octets)) => ValueRef::Blob(octets),
+            Value::Int(None) | Value::Text(None) | Value::Bytes(None) => ValueRef::Null,
+        }))
+    }
+}
+
+pub(super) fn failure(error: rusqlite::Error) -> StoreError {
+    use rusqlite::ErrorCode;
+    let text = error.to_string();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::ConstraintViolation) => StoreError::Conflict(text),
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::ReadOnly) => StoreError::Storage(text),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::CannotOpen) => {
+            StoreError::Unavailable(text)
+        }
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged(text),
+        _ => StoreError::Statement(text),
+    }
+}

@@ -1,0 +1,56 @@
+//! Who waits is told after the commit: a hint, never the truth. A waiter looks at the database again when it
+//! is woken and, because a hint may be lost with its process, every few seconds anyway.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// What there is to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// A row was added to the event log.
+    Events,
+    /// A work item became available.
+    Work,
+    /// A delivery became due.
+    Queue,
+}
+
+impl Topic {
+    pub(super) const ALL: [Topic; 3] = [Topic::Events, Topic::Work, Topic::Queue];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Topic::Events => "events",
+            Topic::Work => "work",
+            Topic::Queue => "queue",
+        }
+    }
+}
+
+#[derive(Clone)]
+pub struct Wakeups(Arc<[watch::Sender<u64>; 3]>);
+
+impl Wakeups {
+    pub(super) fn new() -> Wakeups {
+        Wakeups(Arc::new(std::array::from_fn(|_| watch::Sender::new(0))))
+    }
+
+    /// A receiver whose `changed()` ends when the topic is next told. Many tellings may be seen as one.
+    pub fn subscribe(&self, topic: Topic) -> watch::Receiver<u64> {
+        self.sender(topic).subscribe()
+    }
+
+    pub(super) fn tell(&self, topic: Topic) {
+        self.sender(topic).send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    fn sender(&self, topic: Topic) -> &watch::Sender<u64> {
+        let [events, work, queue] = &*self.0;
+        match topic {
+            Topic::Events => events,
+            Topic::Work => work,
+            Topic::Queue => queue,
+        }
+    }
+}
