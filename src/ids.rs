@@ -63,7 +63,8 @@ impl RowId {
     /// The reverse of `text`; `None` for anything that it never wrote.
     pub fn parse(prefix: Prefix, text: &str) -> Option<RowId> {
         let octets: [u8; ID_OCTETS] = unbase32(text.strip_prefix(prefix.text())?)?.try_into().ok()?;
-        let number = |range: std::ops::Range<usize>| octets[range].iter().fold(0i64, |n, b| (n << 8) | i64::from(*b));
+        let number =
+            |range: std::ops::Range<usize>| octets[range].iter().fold(0i64, |n, b| (n << 8) | i64::from(*b));
         Some(RowId {
             at: number(0..6),
             inbox: InboxKey { pod: number(6..10), inbox: number(10..15) },

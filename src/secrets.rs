@@ -88,7 +88,9 @@ impl Secrets {
     pub fn mac_matches(&self, purpose: &str, data: &[u8], tag: &[u8]) -> bool {
         let whole = self.mac(purpose, data);
         tag.len() >= 10
-            && whole.get(..tag.len()).is_some_and(|w| aws_lc_rs::constant_time::verify_slices_are_equal(w, tag).is_ok())
+            && whole
+                .get(..tag.len())
+                .is_some_and(|w| aws_lc_rs::constant_time::verify_slices_are_equal(w, tag).is_ok())
     }
 
     /// Nonce, ciphertext and tag.

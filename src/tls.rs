@@ -1,1 +1,5 @@
 //! Room under construction.
+
+/// Certificates and TLS settings.
+#[derive(Clone)]
+pub struct Tls;

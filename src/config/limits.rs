@@ -27,3 +27,18 @@ pub const SHORTEST_RETRY: Duration = Duration::from_millis(50);
 
 /// How long a stop waits for what is in flight. systemd kills after 90 s, Kubernetes after 30 s.
 pub const STOP_GRACE: Duration = Duration::from_secs(30);
+
+/// Jobs that wait for the SQLite writer; more wait before they are queued. Each holds a message in memory.
+pub(crate) const SQLITE_WRITE_QUEUE: usize = 256;
+/// Reads that wait for a reader thread.
+pub(crate) const SQLITE_READ_QUEUE: usize = 256;
+/// Connections that read, each with a thread.
+pub(crate) const SQLITE_READERS: usize = 4;
+/// Jobs in one COMMIT: beyond 64 an fsync is shared enough (`benches/`), and latency grows.
+pub(crate) const SQLITE_GROUP: usize = 64;
+/// Connections of one process to PostgreSQL; its default `max_connections` is 100, to be shared by nodes.
+pub(crate) const POSTGRES_CONNECTIONS: u32 = 16;
+/// How long a transaction that met contention or a broken connection is run again.
+pub(crate) const POSTGRES_RETRY_FOR: Duration = Duration::from_secs(5);
+/// How long the outcome of an unanswered COMMIT is looked for before the peer hears 451 or 503.
+pub(crate) const POSTGRES_SETTLE_FOR: Duration = Duration::from_secs(10);

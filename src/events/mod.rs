@@ -1,1 +1,1 @@
-//! Room under construction.
+//! The one ordered log. (Under construction: the doors.)

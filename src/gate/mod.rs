@@ -1,1 +1,5 @@
-//! Room under construction.
+//! The one gate. (Under construction: the doors.)
+
+mod principal;
+
+pub use principal::{Permissions, Principal, Scope};

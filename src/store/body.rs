@@ -5,7 +5,6 @@
 //! them; an object without a row is an orphan of a crash, swept after a day. Compression (zstd 1) happens
 //! before the transaction, never in it.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use object_store::ObjectStoreExt;
@@ -13,6 +12,7 @@ use object_store::path::Path as ObjectPath;
 use sha2::{Digest, Sha256};
 
 use super::{Store, StoreError, Tx};
+use crate::config::StorageUrl;
 use crate::ids::{InboxKey, base32};
 
 /// Octets up to which a body stands in the database. Proposed by reference/stack.md §4: a durable file costs
@@ -37,18 +37,26 @@ pub struct BodyStore {
 }
 
 impl BodyStore {
-    /// `url` is empty for the local folder, or `s3://bucket/prefix` with credentials from the environment.
-    pub fn open(url: &str, folder: &Path) -> Result<BodyStore, StoreError> {
+    /// S3 takes its credentials from the environment, as AWS's own tools do.
+    pub fn open(url: &StorageUrl) -> Result<BodyStore, StoreError> {
         let failed = |e: object_store::Error| StoreError::Unavailable(format!("object store: {e}"));
-        let Some(rest) = url.strip_prefix("s3://") else {
-            std::fs::create_dir_all(folder)
-                .map_err(|e| StoreError::Unavailable(format!("{}: {e}", folder.display())))?;
-            let local = object_store::local::LocalFileSystem::new_with_prefix(folder).map_err(failed)?;
-            return Ok(BodyStore { objects: Arc::new(local.with_fsync(true)) });
-        };
-        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let s3 = object_store::aws::AmazonS3Builder::from_env().with_bucket_name(bucket).build().map_err(failed)?;
-        Ok(BodyStore { objects: Arc::new(object_store::prefix::PrefixStore::new(s3, prefix)) })
+        match url {
+            StorageUrl::Folder(folder) => {
+                std::fs::create_dir_all(folder)
+                    .map_err(|e| StoreError::Unavailable(format!("{}: {e}", folder.display())))?;
+                let local = object_store::local::LocalFileSystem::new_with_prefix(folder).map_err(failed)?;
+                Ok(BodyStore { objects: Arc::new(local.with_fsync(true)) })
+            }
+            StorageUrl::S3 { bucket, prefix } => {
+                let s3 = object_store::aws::AmazonS3Builder::from_env()
+                    .with_bucket_name(bucket)
+                    .build()
+                    .map_err(failed)?;
+                Ok(BodyStore {
+                    objects: Arc::new(object_store::prefix::PrefixStore::new(s3, prefix.as_str())),
+                })
+            }
+        }
     }
 
     /// Compresses `raw`, and writes it to the object store where it is large.
@@ -57,8 +65,8 @@ impl BodyStore {
         if raw.len() < SMALLEST_COMPRESSED {
             return Ok(Body { codec: "raw", size, bytes: Some(Arc::new(raw.to_vec())), object: None });
         }
-        let packed =
-            zstd::bulk::compress(raw, 1).map_err(|e| StoreError::Storage(format!("compressing a message: {e}")))?;
+        let packed = zstd::bulk::compress(raw, 1)
+            .map_err(|e| StoreError::Storage(format!("compressing a message: {e}")))?;
         if raw.len() > LARGEST_ROW {
             let name = format!("{pod}/{}", base32(&Sha256::digest(raw)));
             let path = ObjectPath::from(name.as_str());
@@ -84,7 +92,8 @@ impl BodyStore {
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let found = store.read(move |tx| Box::pin(fetch(tx, inbox, message_key))).await?;
         let Some((codec, size, bytes, object)) = found else { return Ok(None) };
-        let size = usize::try_from(size).map_err(|_| StoreError::Damaged("a body of negative size".into()))?;
+        let size =
+            usize::try_from(size).map_err(|_| StoreError::Damaged("a body of negative size".into()))?;
         let packed = match (codec.as_str(), bytes, object) {
             ("raw", Some(bytes), _) => return Ok(Some(bytes)),
             ("zstd", Some(bytes), _) => bytes,

@@ -109,7 +109,8 @@ fn from_row(row: &Row) -> Result<Inbox, StoreError> {
         domain: row.get(3)?,
         display_name: row.get(4)?,
         client_id: row.get(5)?,
-        status: InboxStatus::parse(&status).ok_or_else(|| StoreError::Damaged(format!("inbox status {status}")))?,
+        status: InboxStatus::parse(&status)
+            .ok_or_else(|| StoreError::Damaged(format!("inbox status {status}")))?,
         operator: row.get(7)?,
         metadata: row.get(8)?,
         unauthenticated: row.get(9)?,
@@ -237,8 +238,11 @@ pub async fn update(tx: &mut Tx, inbox: &Inbox) -> Result<(), StoreError> {
 /// Frees the address at once. Nothing of the inbox can be reached any more; what waits to leave is canceled.
 pub async fn delete(tx: &mut Tx, key: InboxKey) -> Result<(), StoreError> {
     let args = [key.pod.into(), key.inbox.into(), tx.now().into()];
-    tx.execute("UPDATE inbox SET deleted_at = $3, updated_at = $3 WHERE pod_key = $1 AND inbox_key = $2", &args)
-        .await?;
+    tx.execute(
+        "UPDATE inbox SET deleted_at = $3, updated_at = $3 WHERE pod_key = $1 AND inbox_key = $2",
+        &args,
+    )
+    .await?;
     tx.execute(
         "UPDATE delivery SET state = 'canceled', updated_at = $3
          WHERE pod_key = $1 AND inbox_key = $2 AND state IN ('due', 'deferred')",
@@ -282,7 +286,8 @@ pub async fn reserve(tx: &mut Tx, key: InboxKey, count: i64) -> Result<Option<Re
     Ok(Some(Reserved {
         first: modseq - count + 1,
         modseq,
-        status: InboxStatus::parse(&status).ok_or_else(|| StoreError::Damaged(format!("inbox status {status}")))?,
+        status: InboxStatus::parse(&status)
+            .ok_or_else(|| StoreError::Damaged(format!("inbox status {status}")))?,
         unauthenticated: row.get(2)?,
     }))
 }
@@ -303,7 +308,8 @@ pub async fn place(
             &[pod, inbox, mailbox.into(), modseq.into()],
         )
         .await?;
-    let uid = row.ok_or_else(|| StoreError::Damaged(format!("mailbox {mailbox} is missing")))?.get::<i64>(0)? - 1;
+    let uid =
+        row.ok_or_else(|| StoreError::Damaged(format!("mailbox {mailbox} is missing")))?.get::<i64>(0)? - 1;
     tx.execute(
         "INSERT INTO placement (pod_key, inbox_key, mailbox_key, uid, message_key, modseq) VALUES ($1, $2, $3, $4, $5, $6)",
         &[key.pod.into(), key.inbox.into(), mailbox.into(), uid.into(), message_key.into(), modseq.into()],

@@ -67,7 +67,8 @@ impl Message {
 
 /// reference/agentmail-api.md §1.4: `/` splits, `?` and `#` cut, `%` is ambiguous.
 fn survives_a_path(id: &str) -> bool {
-    id.len() <= 250 && id.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'%' | b'\\'))
+    id.len() <= 250
+        && id.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'%' | b'\\'))
 }
 
 /// Column list and order of `from_row`.

@@ -55,7 +55,8 @@ pub(super) async fn postgres(pool: &PgPool) -> Result<(), StoreError> {
     refuse_newer(current)?;
     for migration in MIGRATIONS.iter().filter(|m| m.version > current) {
         sqlx::raw_sql(migration.postgres).execute(&mut *tx).await.map_err(failed)?;
-        let sql = "INSERT INTO schema_version VALUES ($1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)";
+        let sql =
+            "INSERT INTO schema_version VALUES ($1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)";
         sqlx::query(sql).bind(migration.version).execute(&mut *tx).await.map_err(failed)?;
     }
     tx.commit().await.map_err(failed)

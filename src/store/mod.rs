@@ -107,8 +107,12 @@ impl Store {
     pub async fn open(url: &DatabaseUrl, clock: Clock) -> Result<Store, StoreError> {
         let wakeups = Wakeups::new();
         let backend = match url {
-            DatabaseUrl::Sqlite(path) => Backend::Sqlite(sqlite::Sqlite::open(path, clock, wakeups.clone()).await?),
-            DatabaseUrl::Postgres(url) => Backend::Postgres(postgres::Postgres::open(url, wakeups.clone()).await?),
+            DatabaseUrl::Sqlite(path) => {
+                Backend::Sqlite(sqlite::Sqlite::open(path, clock, wakeups.clone()).await?)
+            }
+            DatabaseUrl::Postgres(url) => {
+                Backend::Postgres(postgres::Postgres::open(url, wakeups.clone()).await?)
+            }
         };
         Ok(Store { backend, wakeups })
     }

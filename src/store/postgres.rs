@@ -343,7 +343,8 @@ pub(super) async fn rows(
     sql: &'static str,
     args: &[Value],
 ) -> Result<Vec<Row>, Failure> {
-    let found = sqlx::query_with(sql, arguments(args)?).fetch_all(&mut **connection).await.map_err(failure)?;
+    let found =
+        sqlx::query_with(sql, arguments(args)?).fetch_all(&mut **connection).await.map_err(failure)?;
     found.iter().map(row).collect()
 }
 

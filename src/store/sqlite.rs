@@ -117,7 +117,9 @@ fn poll_once<T, E: From<StoreError>>(future: BoxFuture<'_, Result<T, E>>) -> Res
     std::panic::AssertUnwindSafe(future)
         .catch_unwind()
         .now_or_never()
-        .unwrap_or_else(|| Ok(Err(E::from(StoreError::Statement("a closure waited for something else".into())))))
+        .unwrap_or_else(|| {
+            Ok(Err(E::from(StoreError::Statement("a closure waited for something else".into()))))
+        })
         .unwrap_or_else(|_| Err(E::from(StoreError::Statement("a closure panicked".into()))))
 }
 
@@ -149,7 +151,10 @@ fn open_writer(path: &PathBuf, clock: &Clock) -> Result<Tx, StoreError> {
     connection.execute_batch("PRAGMA wal_autocheckpoint = 4000").map_err(failure)?;
     let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(failure)?;
     if mode != "wal" {
-        return Err(StoreError::Unfit(format!("{}: SQLite refuses WAL here (it says {mode:?})", path.display())));
+        return Err(StoreError::Unfit(format!(
+            "{}: SQLite refuses WAL here (it says {mode:?})",
+            path.display()
+        )));
     }
     migrate::sqlite(&connection, clock.now())?;
     Ok(Tx::new(Connection::Sqlite(connection), clock.now()))
@@ -222,7 +227,8 @@ impl Writer {
         if !keep && !self.in_transaction() {
             return Err((answer, StoreError::Storage("the transaction was rolled back".into())));
         }
-        let ended = if keep { self.cached("RELEASE job") } else { self.batch("ROLLBACK TO job; RELEASE job") };
+        let ended =
+            if keep { self.cached("RELEASE job") } else { self.batch("ROLLBACK TO job; RELEASE job") };
         match ended {
             Ok(()) => Ok(answer),
             Err(e) => Err((answer, e)),
@@ -267,13 +273,21 @@ fn read_loop(connection: rusqlite::Connection, clock: &Clock, jobs: &async_chann
     }
 }
 
-pub(super) fn execute(connection: &rusqlite::Connection, sql: &str, args: &[Value]) -> Result<u64, StoreError> {
+pub(super) fn execute(
+    connection: &rusqlite::Connection,
+    sql: &str,
+    args: &[Value],
+) -> Result<u64, StoreError> {
     let mut statement = connection.prepare_cached(sql).map_err(failure)?;
     let changed = statement.execute(rusqlite::params_from_iter(args)).map_err(failure)?;
     Ok(changed as u64)
 }
 
-pub(super) fn rows(connection: &rusqlite::Connection, sql: &str, args: &[Value]) -> Result<Vec<Row>, StoreError> {
+pub(super) fn rows(
+    connection: &rusqlite::Connection,
+    sql: &str,
+    args: &[Value],
+) -> Result<Vec<Row>, StoreError> {
     let mut statement = connection.prepare_cached(sql).map_err(failure)?;
     let columns = statement.column_count();
     let mut found = statement.query(rusqlite::params_from_iter(args)).map_err(failure)?;
@@ -294,7 +308,9 @@ fn value(value: ValueRef<'_>) -> Result<Value, StoreError> {
         ValueRef::Integer(n) => Value::Int(Some(n)),
         ValueRef::Text(text) => Value::Text(Some(String::from_utf8_lossy(text).into_owned())),
         ValueRef::Blob(octets) => Value::Bytes(Some(octets.to_vec())),
-        ValueRef::Real(_) => return Err(StoreError::Statement("a query gave a floating-point number".into())),
+        ValueRef::Real(_) => {
+            return Err(StoreError::Statement("a query gave a floating-point number".into()));
+        }
     })
 }
 
@@ -314,7 +330,9 @@ pub(super) fn failure(error: rusqlite::Error) -> StoreError {
     let text = error.to_string();
     match error.sqlite_error_code() {
         Some(ErrorCode::ConstraintViolation) => StoreError::Conflict(text),
-        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::ReadOnly) => StoreError::Storage(text),
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::ReadOnly) => {
+            StoreError::Storage(text)
+        }
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::CannotOpen) => {
             StoreError::Unavailable(text)
         }

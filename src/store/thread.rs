@@ -132,8 +132,11 @@ pub async fn put(tx: &mut Tx, thread: &Thread) -> Result<(), StoreError> {
 }
 
 pub async fn by_key(tx: &mut Tx, inbox: InboxKey, thread_key: i64) -> Result<Option<Thread>, StoreError> {
-    let sql =
-        concat!("SELECT ", columns!(), " FROM thread WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3");
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM thread WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3"
+    );
     let args = [inbox.pod.into(), inbox.inbox.into(), thread_key.into()];
     tx.row(sql, &args).await?.as_ref().map(from_row).transpose()
 }

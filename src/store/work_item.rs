@@ -99,7 +99,8 @@ fn from_row(row: &Row) -> Result<WorkItem, StoreError> {
         inbox: InboxKey { pod: row.get(0)?, inbox: row.get(1)? },
         item_key: row.get(2)?,
         thread_key: row.get(3)?,
-        state: ItemState::parse(&state).ok_or_else(|| StoreError::Damaged(format!("work item state {state}")))?,
+        state: ItemState::parse(&state)
+            .ok_or_else(|| StoreError::Damaged(format!("work item state {state}")))?,
         reason: row.get(5)?,
         priority: row.get(6)?,
         attempts: row.get(7)?,
@@ -167,16 +168,27 @@ pub async fn put(tx: &mut Tx, item: &WorkItem) -> Result<(), StoreError> {
 }
 
 pub async fn by_key(tx: &mut Tx, inbox: InboxKey, item_key: i64) -> Result<Option<WorkItem>, StoreError> {
-    let sql =
-        concat!("SELECT ", columns!(), " FROM work_item WHERE pod_key = $1 AND inbox_key = $2 AND item_key = $3");
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM work_item WHERE pod_key = $1 AND inbox_key = $2 AND item_key = $3"
+    );
     let args = [inbox.pod.into(), inbox.inbox.into(), item_key.into()];
     tx.row(sql, &args).await?.as_ref().map(from_row).transpose()
 }
 
 /// The same, locked until the end of the transaction (SQLite has one writer, which is lock enough).
-pub(crate) async fn lock(tx: &mut Tx, inbox: InboxKey, item_key: i64) -> Result<Option<WorkItem>, StoreError> {
+pub(crate) async fn lock(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    item_key: i64,
+) -> Result<Option<WorkItem>, StoreError> {
     let sql = tx.either(
-        concat!("SELECT ", columns!(), " FROM work_item WHERE pod_key = $1 AND inbox_key = $2 AND item_key = $3"),
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM work_item WHERE pod_key = $1 AND inbox_key = $2 AND item_key = $3"
+        ),
         concat!(
             "SELECT ",
             columns!(),
