@@ -260,7 +260,7 @@ fn attachment(a: &OutgoingAttachment) -> MimePart<'_> {
         false if whole_message => ("application/octet-stream".to_owned(), "base64", base64_rows(&a.content)),
         false => (kind, "base64", base64_rows(&a.content)),
     };
-    let filename = a.filename.as_deref().map(|name| clean_filename(name)).filter(|name| !name.is_empty());
+    let filename = a.filename.as_deref().map(clean_filename).filter(|name| !name.is_empty());
     if let Some(name) = &filename {
         // Old clients read the name here, RFC 2231 encoded like the one below.
         attributes.retain(|(key, _)| key != "name");
