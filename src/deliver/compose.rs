@@ -17,10 +17,8 @@ use mail_builder::mime::{BodyPart, MimePart};
 use sha2::{Digest, Sha256};
 
 use crate::address::Address;
+use crate::clock::Millis;
 use crate::deliver::header::{self, HeaderName, HeaderValue};
-
-/// Milliseconds since 1970.
-type Millis = i64;
 
 /// References kept beside the first: enough for every client to find the thread, RFC 5322 §3.6.4 sets no
 /// bound, and a hostile list must not grow with every reply.

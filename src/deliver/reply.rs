@@ -151,7 +151,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_an_error_and_never_held() {
-        for text in ["HTTP/1.1 400 Bad Request\r\n", "2x0 ok\r\n", "250_ok\r\n", "999 x\r\n", "\r\n", "100 x\r\n"] {
+        for text in
+            ["HTTP/1.1 400 Bad Request\r\n", "2x0 ok\r\n", "250_ok\r\n", "999 x\r\n", "\r\n", "100 x\r\n"]
+        {
             assert!(matches!(Reply::parse(text.as_bytes()), Err(ReplyError::Malformed(_))), "{text:?}");
         }
         assert_eq!(Reply::parse(&[b'2'; MAX_LINE + 1]), Err(ReplyError::LineTooLong));

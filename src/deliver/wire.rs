@@ -55,8 +55,7 @@ impl WireMessage {
         let size: usize = parts.iter().map(|part| part.len()).sum();
         let mut stuffed = Vec::with_capacity(size + size / 64 + 16);
         let mut in_header = true;
-        let mut message =
-            WireMessage { stuffed: Vec::new(), size, needs_8bit: false, needs_smtputf8: false };
+        let mut message = WireMessage { stuffed: Vec::new(), size, needs_8bit: false, needs_smtputf8: false };
         let mut at = 0;
         let mut line_start = true;
         for part in parts {

@@ -213,7 +213,7 @@ fn squeezed(text: &str) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Header injection (mail-servers.md §7): whatever the strings are, the message has the fields that were
     /// asked for and no other, and they say what they were given.
