@@ -1,29 +1,161 @@
-//! A message becomes understood.
+//! A message becomes understood: its structure, its texts, the words somebody wrote just now.
+//!
+//! Promises: nothing here fails or panics, whatever the message; the work is linear in its size; what
+//! breaks a limit is `unparsed` with the reason, and still says from whom it claims to be.
+//! Offsets are octets into exactly the bytes that were given.
+//!
+//! RFC 5322 (header), RFC 2045 to 2049 (MIME), RFC 2183 (disposition), RFC 2387 (related).
 
+mod body;
+mod decode;
+pub(crate) mod fields;
+mod html;
+mod mime;
 mod reply;
 pub mod structure;
+mod words;
 
-use structure::Structure;
+use std::borrow::Cow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use structure::{Mailbox, Part, Structure};
 
 pub use reply::extracted_text;
 
-/// Reads a message. Never panics and never fails: what cannot be read is `unparsed`.
+/// Characters of the preview.
+const PREVIEW: usize = 200;
+
+/// Reads a message. What cannot be read is `unparsed`, and handed out raw.
 pub fn structure(raw: &[u8]) -> Structure {
-    let _ = raw;
-    Structure::default()
+    contain(|| read(raw)).unwrap_or_else(|| Structure {
+        // The last containment: a bug in a parser costs the structure, never the message or the server.
+        unparsed: Some("the parser failed on this message".to_owned()),
+        ..Structure::default()
+    })
 }
 
-/// The octets of a part after transfer decoding; empty where there is no such part.
-pub fn decode_part(_raw: &[u8], _structure: &Structure, _part: u32) -> Vec<u8> {
-    Vec::new()
+/// Every address of every From field, before anything else is known of the message.
+pub fn from_mailboxes(raw: &[u8]) -> Vec<Mailbox> {
+    contain(|| words::mailboxes(&fields::header(raw), "From")).unwrap_or_default()
 }
 
-/// The text of a part, in Unicode.
-pub fn decode_text(_raw: &[u8], _structure: &Structure, _part: u32) -> String {
-    String::new()
+/// The octets of a part after transfer decoding; none where there is no such part.
+pub fn decode_part(raw: &[u8], structure: &Structure, part: u32) -> Vec<u8> {
+    part_octets(raw, structure, part).map(|(octets, _)| octets.into_owned()).unwrap_or_default()
 }
 
-/// The header fields of a message in their order, decoded.
-pub fn headers(_raw: &[u8]) -> Vec<(String, String)> {
-    Vec::new()
+/// The text of a part in Unicode, as it stands: HTML stays HTML.
+pub fn decode_text(raw: &[u8], structure: &Structure, part: u32) -> String {
+    part_octets(raw, structure, part)
+        .and_then(|(octets, part)| contain(|| decode::charset(&octets, part.charset.as_deref())))
+        .unwrap_or_default()
 }
+
+/// The body as text: all its parts in their order, HTML turned into text where there is no other.
+pub fn body_text(raw: &[u8], structure: &Structure) -> String {
+    let mut whole = String::new();
+    for &index in &structure.body {
+        let text = readable_text(raw, structure, index);
+        if !whole.is_empty() && !whole.ends_with('\n') && !text.is_empty() {
+            whole.push('\n');
+        }
+        whole.push_str(&text);
+    }
+    whole
+}
+
+/// The text that an HTML page shows.
+pub fn html_to_text(html: &str) -> String {
+    contain(|| html::to_text(html)).unwrap_or_default()
+}
+
+/// The header fields of a message in their order, unfolded and decoded for reading.
+pub fn headers(raw: &[u8]) -> Vec<(String, String)> {
+    let header = fields::header(raw);
+    let shown = |field: &fields::Field<'_>| {
+        let name = String::from_utf8_lossy(field.name).into_owned();
+        (name, contain(|| words::text(field)).flatten().unwrap_or_default())
+    };
+    header.fields.iter().map(shown).collect()
+}
+
+fn contain<T>(work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).ok()
+}
+
+fn part_octets<'a, 's>(
+    raw: &'a [u8],
+    structure: &'s Structure,
+    part: u32,
+) -> Option<(Cow<'a, [u8]>, &'s Part)> {
+    let part = structure.parts.get(part as usize)?;
+    let body = raw.get(usize::try_from(part.body_at).ok()?..usize::try_from(part.end).ok()?)?;
+    Some((decode::transfer(body, part.encoding), part))
+}
+
+fn readable_text(raw: &[u8], structure: &Structure, index: u32) -> String {
+    let text = decode_text(raw, structure, index);
+    match structure.parts.get(index as usize) {
+        Some(part) if part.content_type == "text/html" => html_to_text(&text),
+        _ => text,
+    }
+}
+
+fn read(raw: &[u8]) -> Structure {
+    let header = fields::header(raw);
+    let mut structure = Structure {
+        message_id: words::message_id(&header),
+        in_reply_to: words::message_ids(&header, "In-Reply-To"),
+        references: words::message_ids(&header, "References"),
+        date: header.first("Date").and_then(words::date),
+        from: words::mailboxes(&header, "From"),
+        sender: words::mailboxes(&header, "Sender"),
+        reply_to: words::mailboxes(&header, "Reply-To"),
+        to: words::mailboxes(&header, "To"),
+        cc: words::mailboxes(&header, "Cc"),
+        bcc: words::mailboxes(&header, "Bcc"),
+        subject: header.first("Subject").and_then(words::text),
+        body_at: header.body_at as u64,
+        ..Structure::default()
+    };
+    if let Some(excess) = header.excess {
+        structure.unparsed = Some(excess.to_string());
+        return structure;
+    }
+    match mime::tree(raw, &header) {
+        Ok(parts) => structure.parts = parts,
+        Err(error) => {
+            structure.unparsed = Some(error.to_string());
+            return structure;
+        }
+    }
+    body::choose(&mut structure);
+    structure.preview = preview(raw, &structure);
+    structure
+}
+
+/// The first words of the body, white space folded.
+fn preview(raw: &[u8], structure: &Structure) -> Option<String> {
+    let mut preview = String::new();
+    let mut room = PREVIEW;
+    for &index in &structure.body {
+        let text = readable_text(raw, structure, index);
+        for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()) {
+            let space = usize::from(!preview.is_empty());
+            if room <= space {
+                return Some(preview);
+            }
+            if space == 1 {
+                preview.push(' ');
+            }
+            room -= space;
+            let fitting = word.chars().take(room);
+            preview.extend(fitting);
+            room -= word.chars().take(room).count();
+        }
+    }
+    (!preview.is_empty()).then_some(preview)
+}
+
+#[cfg(test)]
+mod tests;

@@ -103,9 +103,13 @@ pub struct Structure {
     pub body_at: u64,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub parts: Vec<Part>,
-    /// Index into `parts` of the text an agent reads first.
+    /// Index into `parts` of the text an agent reads first; `None` where the body begins with HTML alone.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub text: Option<u32>,
+    /// The parts that make up the body in their order, each text/plain, or text/html where that is all
+    /// there is: mail that goes on after a picture, or below which a list put its footer, has several.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub body: Vec<u32>,
     /// Index into `parts` of the HTML body.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub html: Option<u32>,

@@ -1,0 +1,156 @@
+use super::*;
+use crate::screen::structure::Encoding;
+
+fn types(structure: &Structure) -> Vec<&str> {
+    structure.parts.iter().map(|part| part.content_type.as_str()).collect()
+}
+
+const SHAPES: &str = "From: Ada <ada@a.example>\r\n\
+Subject: =?utf-8?B?w5xiZXJzaWNodA==?=\r\n\
+Date: Sat, 21 Nov 2026 03:04:05 +0000\r\n\
+Message-ID: <1@a.example>\r\n\
+Content-Type: multipart/mixed; boundary=\"b\"\r\n\
+\r\n\
+preamble\r\n\
+--b\r\n\
+Content-Type: multipart/alternative; boundary=\"bb\"\r\n\
+\r\n\
+--bb\r\n\
+Content-Type: text/plain; charset=utf-8\r\n\
+Content-Transfer-Encoding: quoted-printable\r\n\
+\r\n\
+Gr=C3=BC=C3=9Fe,\r\n\
+Ada\r\n\
+--bb\r\n\
+Content-Type: text/html\r\n\
+\r\n\
+<p>Gruss</p>\r\n\
+--bb\r\n\
+Content-Type: text/calendar; method=REQUEST\r\n\
+\r\n\
+BEGIN:VCALENDAR\r\n\
+--bb--\r\n\
+\r\n\
+--b\r\n\
+Content-Type: application/pdf; name=\"a.pdf\"\r\n\
+Content-Transfer-Encoding: base64\r\n\
+\r\n\
+aGVsbG8=\r\n\
+--b\r\n\
+Content-Type: message/rfc822\r\n\
+\r\n\
+Subject: inner\r\n\
+\r\n\
+inner text\r\n\
+--b\r\n\
+\r\n\
+a list's footer\r\n\
+--b--\r\n\
+epilogue\r\n";
+
+#[test]
+fn every_part_is_found_where_it_stands() {
+    let raw = SHAPES.as_bytes();
+    let read = structure(raw);
+    assert_eq!(read.unparsed, None);
+    assert_eq!(read.subject.as_deref(), Some("Übersicht"));
+    assert_eq!(read.date, Some(1_795_230_245_000));
+    assert_eq!(
+        types(&read),
+        [
+            "multipart/mixed",
+            "multipart/alternative",
+            "text/plain",
+            "text/html",
+            "text/calendar",
+            "application/pdf",
+            "message/rfc822",
+            "text/plain",
+            "text/plain"
+        ]
+    );
+    let bodies: Vec<_> =
+        [2, 3, 4, 5, 7, 8].map(|part| String::from_utf8(decode_part(raw, &read, part)).unwrap()).into();
+    assert_eq!(
+        bodies,
+        ["Grüße,\r\nAda", "<p>Gruss</p>", "BEGIN:VCALENDAR", "hello", "inner text", "a list's footer"]
+    );
+    assert_eq!((read.text, read.html, read.body.as_slice()), (Some(2), Some(3), &[2, 8][..]));
+    let attached: Vec<_> =
+        read.parts.iter().enumerate().filter(|(_, part)| part.attachment).map(|(index, _)| index).collect();
+    assert_eq!(attached, [4, 5, 6], "the invitation, the file and the forwarded message");
+    assert_eq!(read.parts[5].size, 5);
+    assert_eq!(read.parts[5].encoding, Encoding::Base64);
+    assert_eq!(read.preview.as_deref(), Some("Grüße, Ada a list's footer"));
+    assert_eq!(body_text(raw, &read), "Grüße,\r\nAda\na list's footer");
+}
+
+/// Two readers that disagree on a boundary see two different messages.
+#[test]
+fn a_boundary_is_a_whole_line() {
+    let raw = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\none --b\r\n--bb\r\n --b\r\n--b \t\r\n\r\ntwo\r\n--b--\r\n--b\r\n\r\nno part\r\n";
+    let read = structure(raw);
+    assert_eq!(read.parts.len(), 3);
+    assert_eq!(decode_text(raw, &read, 1), "one --b\r\n--bb\r\n --b");
+    assert_eq!(decode_text(raw, &read, 2), "two");
+}
+
+#[test]
+fn a_part_without_an_empty_line_does_not_swallow_the_next() {
+    let raw = b"Content-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: text/html\n--b\n\ntwo\n";
+    let read = structure(raw);
+    assert_eq!(types(&read), ["multipart/mixed", "text/html", "text/plain"]);
+    assert_eq!(read.parts[1].size, 0);
+    assert_eq!(decode_text(raw, &read, 2), "two\n");
+}
+
+/// CVE-2026-26312 and its kin: nesting and part floods. The message is handed out unparsed, and still says
+/// who claims to have sent it.
+#[test]
+fn floods_are_unparsed_and_cheap() {
+    let mut deep = String::from("From: a@b.example\r\n");
+    for level in 0..100 {
+        deep.push_str(&format!("Content-Type: multipart/mixed; boundary=b{level}\r\n\r\n--b{level}\r\n"));
+    }
+    let messages = format!("From: a@b.example\r\n{}", "Content-Type: message/rfc822\r\n\r\n".repeat(100));
+    let parts = format!(
+        "From: a@b.example\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n{}",
+        "--b\r\n\r\nx\r\n".repeat(2000)
+    );
+    let fields = format!("From: a@b.example\r\n{}\r\n", "A: b\r\n".repeat(2000));
+    for (raw, why) in [(deep, "nested"), (messages, "nested"), (parts, "1000 parts"), (fields, "1000 fields")]
+    {
+        let read = structure(raw.as_bytes());
+        assert!(read.unparsed.as_deref().is_some_and(|reason| reason.contains(why)), "{:?}", read.unparsed);
+        assert!(read.parts.is_empty());
+        assert_eq!(read.from[0].address, "a@b.example");
+    }
+}
+
+#[test]
+fn html_alone_is_read_as_text() {
+    let raw = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nContent-Type: text/html\r\n\r\n<div>Your code</div><div>123456</div>\r\n--b\r\n\r\nlist footer\r\n--b--\r\n";
+    let read = structure(raw);
+    assert_eq!((read.text, read.html), (None, Some(1)));
+    assert_eq!(body_text(raw, &read), "Your code\n123456\nlist footer");
+    assert_eq!(read.preview.as_deref(), Some("Your code 123456 list footer"));
+}
+
+#[test]
+fn pictures_of_a_page_are_attachments_and_its_other_forms_are_not() {
+    let raw = b"Content-Type: multipart/related; boundary=r\r\n\r\n--r\r\nContent-Type: multipart/alternative; boundary=a\r\n\r\n--a\r\n\r\nplain\r\n--a\r\nContent-Type: text/x-amp-html\r\n\r\namp\r\n--a\r\nContent-Type: text/html\r\n\r\n<img src=cid:i>\r\n--a--\r\n--r\r\nContent-Type: image/png\r\nContent-ID: <i>\r\nContent-Disposition: inline; filename=i.png\r\n\r\npng\r\n--r--\r\n";
+    let read = structure(raw);
+    assert_eq!((read.text, read.html), (Some(2), Some(4)));
+    let attached: Vec<_> = read.parts.iter().filter(|part| part.attachment).collect();
+    assert_eq!(attached.len(), 1);
+    assert_eq!(attached[0].content_id.as_deref(), Some("i"));
+    assert_eq!(attached[0].filename.as_deref(), Some("i.png"));
+}
+
+#[test]
+fn headers_are_shown_in_order_and_on_one_line() {
+    let raw = b"B: =?utf-8?Q?=C3=BC?=\r\n x\r\nA: 1\r\nA: 2\r\n\r\n";
+    let shown = headers(raw);
+    let pairs: Vec<_> = shown.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(pairs, [("B", "ü x"), ("A", "1"), ("A", "2")]);
+}

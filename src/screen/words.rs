@@ -1,0 +1,197 @@
+//! Field values in words: decoded text, mailboxes, message identifiers, dates.
+//!
+//! mail-parser reads the grammar; this file makes its results safe to store and show: no control characters
+//! (an encoded word may hide a line break in a subject), no NUL (PostgreSQL cannot store it).
+
+use mail_parser::parsers::MessageStream;
+use mail_parser::{Address as AddressList, HeaderValue};
+
+use super::fields::{Field, Header};
+use super::structure::Mailbox;
+
+/// Identifiers kept of a References field: the first ones name the root, the last ones the parents.
+const MAX_REFERENCES: usize = 200;
+const FIRST_REFERENCES: usize = 20;
+/// A line of a header cannot be longer (RFC 5322 §2.1.1), so an identifier that is was never made by anyone.
+const MAX_MESSAGE_ID: usize = 998;
+
+/// Lets mail-parser read one field's value. A header that was cut off gets the line end it lacks.
+pub(crate) fn parse<'a>(
+    field: &Field<'a>,
+    read: impl for<'s> Fn(&mut MessageStream<'s>) -> HeaderValue<'s>,
+) -> HeaderValue<'a> {
+    if field.value.ends_with(b"\n") {
+        read(&mut MessageStream::new(field.value))
+    } else {
+        let mut whole = field.value.to_vec();
+        whole.push(b'\n');
+        read(&mut MessageStream::new(&whole)).into_owned()
+    }
+}
+
+/// One line, without control characters; runs of them become one space.
+pub(crate) fn clean(text: &str) -> String {
+    if !text.chars().any(char::is_control) {
+        return text.trim().to_owned();
+    }
+    let words: Vec<&str> = text.split(char::is_control).filter(|word| !word.is_empty()).collect();
+    words.join(" ").trim().to_owned()
+}
+
+/// Unstructured text, encoded words decoded (RFC 2047).
+pub(crate) fn text(field: &Field<'_>) -> Option<String> {
+    match parse(field, |stream| stream.parse_unstructured()) {
+        HeaderValue::Text(text) => Some(clean(&text)).filter(|text| !text.is_empty()),
+        _ => None,
+    }
+}
+
+/// Every address of every field of this name, groups dissolved (RFC 5322 §3.4).
+pub(crate) fn mailboxes(header: &Header<'_>, name: &str) -> Vec<Mailbox> {
+    let mut all = Vec::new();
+    for field in header.all(name) {
+        if let HeaderValue::Address(list) = parse(field, |stream| stream.parse_address()) {
+            collect(&list, &mut all);
+        }
+    }
+    all
+}
+
+fn collect(list: &AddressList<'_>, all: &mut Vec<Mailbox>) {
+    for one in list.iter() {
+        let Some(address) = one.address.as_deref().map(clean).filter(|a| !a.is_empty()) else { continue };
+        let name = one.name.as_deref().map(clean).filter(|name| !name.is_empty());
+        all.push(Mailbox { name, address });
+    }
+}
+
+/// Milliseconds since 1970 (RFC 5322 §3.3).
+pub(crate) fn date(field: &Field<'_>) -> Option<i64> {
+    match parse(field, |stream| stream.parse_date()) {
+        HeaderValue::DateTime(date) if date.is_valid() => date.to_timestamp().checked_mul(1000),
+        _ => None,
+    }
+}
+
+/// The identifier of the message: the first that its Message-ID field gives.
+pub(crate) fn message_id(header: &Header<'_>) -> Option<String> {
+    let mut found = Vec::new();
+    for field in header.all("Message-ID") {
+        identifiers(field.value, true, &mut found);
+    }
+    found.into_iter().next()
+}
+
+/// The identifiers of all fields of this name, each once, in their order.
+pub(crate) fn message_ids(header: &Header<'_>, name: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for field in header.all(name) {
+        identifiers(field.value, false, &mut found);
+    }
+    let mut seen = std::collections::HashSet::with_capacity(found.len());
+    found.retain(|id| seen.insert(id.clone()));
+    if found.len() > MAX_REFERENCES {
+        let last = found.split_off(found.len() - (MAX_REFERENCES - FIRST_REFERENCES));
+        found.truncate(FIRST_REFERENCES);
+        found.extend(last);
+    }
+    found
+}
+
+/// RFC 5322 §3.6.4 `msg-id`, read with what is really sent: several in one field, text around them (RFC 822
+/// allowed phrases in In-Reply-To), white space from folds inside, no brackets at all.
+fn identifiers(value: &[u8], is_own: bool, found: &mut Vec<String>) {
+    let before = found.len();
+    let mut rest = value;
+    while let Some(open) = memchr::memchr(b'<', rest) {
+        rest = rest.get(open + 1..).unwrap_or_default();
+        // The innermost pair counts, so that `<<a@b>>` is `<a@b>`.
+        let Some(end) = rest.iter().position(|octet| matches!(octet, b'<' | b'>')) else { break };
+        if rest.get(end) == Some(&b'>') {
+            found.extend(rest.get(..end).and_then(identifier));
+            rest = rest.get(end + 1..).unwrap_or_default();
+        } else {
+            rest = rest.get(end..).unwrap_or_default();
+        }
+    }
+    if found.len() > before {
+        return;
+    }
+    let bare = |octet: &u8| matches!(octet, b'<' | b'>' | b'"' | b'\'' | b',' | b';' | b'(' | b')');
+    let is_space = |octet: &u8| octet.is_ascii_whitespace();
+    for word in value.split(|octet| is_space(octet) || bare(octet)).filter(|word| !word.is_empty()) {
+        // A bare word is an identifier where it can be nothing else.
+        let only_word = is_own && value.trim_ascii().len() == word.len();
+        if word.contains(&b'@') || only_word {
+            found.extend(identifier(word));
+        }
+    }
+}
+
+fn identifier(inner: &[u8]) -> Option<String> {
+    let visible: Vec<u8> = inner.iter().copied().filter(|&octet| octet > b' ' && octet != 0x7f).collect();
+    if visible.is_empty() || visible.len() + 2 > MAX_MESSAGE_ID {
+        return None;
+    }
+    let text = String::from_utf8_lossy(&visible);
+    // C1 controls survive the filter above as UTF-8.
+    Some(format!("<{}>", text.replace(char::is_control, "")))
+}
+
+/// Without its brackets (RFC 2045 §7).
+pub(crate) fn content_id(field: &Field<'_>) -> Option<String> {
+    let mut found = Vec::new();
+    identifiers(field.value, true, &mut found);
+    let id = found.into_iter().next()?;
+    id.strip_prefix('<').and_then(|id| id.strip_suffix('>')).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::screen::fields::header;
+
+    fn ids(value: &str) -> Vec<String> {
+        message_ids(&header(format!("In-Reply-To:{value}\r\n\r\n").as_bytes()), "In-Reply-To")
+    }
+
+    #[test]
+    fn identifiers_as_they_are_really_sent() {
+        assert_eq!(ids(" <a@b>"), ["<a@b>"]);
+        assert_eq!(ids(" <a@b> <c@d>\r\n\t<a@b>"), ["<a@b>", "<c@d>"]);
+        assert_eq!(ids(" Your message of Sat, 21 Nov 2026 <a@b>"), ["<a@b>"]);
+        assert_eq!(ids(" a@b"), ["<a@b>"]);
+        assert_eq!(ids(" <a\r\n @b >"), ["<a@b>"]);
+        assert_eq!(ids(" <<a@b>>"), ["<a@b>"]);
+        assert_eq!(ids(" <a@b\r\n\t<c@d>"), ["<c@d>"]);
+        assert_eq!(ids(" hello there"), Vec::<String>::new());
+        assert_eq!(ids(" <>"), Vec::<String>::new());
+        assert_eq!(ids(&format!(" <{}@b>", "x".repeat(1000))), Vec::<String>::new());
+        let own = |value: &str| message_id(&header(format!("Message-Id: {value}\r\n").as_bytes()));
+        assert_eq!(own("20261121.1").as_deref(), Some("<20261121.1>"));
+        assert_eq!(own("two words"), None);
+    }
+
+    #[test]
+    fn a_long_thread_keeps_its_root_and_its_parents() {
+        let all: String = (0..500).map(|n| format!(" <{n}@x>\r\n")).collect();
+        let kept = ids(&all);
+        assert_eq!(kept.len(), MAX_REFERENCES);
+        assert_eq!((kept[0].as_str(), kept[199].as_str()), ("<0@x>", "<499@x>"));
+    }
+
+    #[test]
+    fn every_from_address_is_seen() {
+        let raw = b"From: Ada <ada@a.example>\r\nfrom : bob@b.example, x: c@c.example;\r\n\r\n";
+        let all = mailboxes(&header(raw), "From");
+        let addresses: Vec<_> = all.iter().map(|m| m.address.as_str()).collect();
+        assert!(addresses.starts_with(&["ada@a.example", "bob@b.example"]), "{addresses:?}");
+    }
+
+    #[test]
+    fn an_encoded_word_hides_no_line_break() {
+        let raw = b"Subject: =?utf-8?Q?Hi=0D=0ABcc:_eve@x.example=00?=\r\n\r\n";
+        let subject = header(raw).first("Subject").and_then(text).unwrap();
+        assert_eq!(subject, "Hi Bcc: eve@x.example");
+    }
+}
