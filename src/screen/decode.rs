@@ -30,7 +30,9 @@ pub(crate) fn transfer_len(body: &[u8], encoding: Encoding) -> usize {
 
 /// RFC 2045 §6.8: "Any characters outside of the base64 alphabet are to be ignored".
 fn base64(body: &[u8]) -> Vec<u8> {
-    base64_decode(body).unwrap_or_else(|| {
+    // mail-parser stops at 0xff without a word, and gives up on every other stranger.
+    let clean = if memchr::memchr(0xff, body).is_none() { base64_decode(body) } else { None };
+    clean.unwrap_or_else(|| {
         let known: Vec<u8> = body.iter().copied().filter(|&o| is_base64(o) || o == b'=').collect();
         base64_decode(&known).unwrap_or_default()
     })
