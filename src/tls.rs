@@ -161,11 +161,7 @@ fn server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
         .with_protocol_versions(rustls::ALL_VERSIONS)?
         .with_no_client_auth()
         .with_single_cert(chain, key)
-        .map_err(|source| TlsError::Mismatch {
-            cert: files.cert.clone(),
-            key: files.key.clone(),
-            source,
-        })?;
+        .map_err(|source| TlsError::Mismatch { cert: files.cert.clone(), key: files.key.clone(), source })?;
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(Arc::new(config))

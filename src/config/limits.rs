@@ -42,3 +42,69 @@ pub(crate) const POSTGRES_CONNECTIONS: u32 = 16;
 pub(crate) const POSTGRES_RETRY_FOR: Duration = Duration::from_secs(5);
 /// How long the outcome of an unanswered COMMIT is looked for before the peer hears 451 or 503.
 pub(crate) const POSTGRES_SETTLE_FOR: Duration = Duration::from_secs(10);
+
+// ── SMTP, as a server (src/smtp) ─────────────────────────────────────────────────────────────────────────
+
+/// Connections served at once by a listener. Each holds at most 40 KiB outside DATA.
+pub(crate) const SMTP_SESSIONS: usize = 1_000;
+
+/// Connections at once from one IPv4 address or one IPv6 /64. Large senders open a few dozen from each
+/// address; mox allows 30. Loopback is not counted: what runs on this machine needs no door to hurt it.
+pub(crate) const SMTP_SESSIONS_PER_PEER: usize = 50;
+
+/// Octets of messages that all sessions of a listener together hold while they receive and commit. Beyond it, a
+/// message is answered 452 and comes again later.
+pub(crate) const SMTP_DATA_BUDGET: usize = 512 * 1024 * 1024;
+
+/// Octets of a command line with its CRLF. RFC 5321 §4.5.3.1.4 says 512, plus what extensions add: SIZE 26
+/// (RFC 1870 §3), BODY 17 (RFC 6152 §2), SMTPUTF8 10 (RFC 6531 §3.1), and as much again for those that a
+/// client tries without being offered them, so that it hears 555 and not 500.
+pub(crate) const SMTP_COMMAND_LINE: usize = 1024;
+
+/// Octets after which we stop looking for the end of a line and hang up.
+pub(crate) const SMTP_LONGEST_LINE: usize = 4096;
+
+/// RFC 5321 §4.5.3.1.8: at least 100 recipients. Clients send the rest in another transaction (§4.5.3.1.10).
+pub(crate) const SMTP_RECIPIENTS: usize = 100;
+
+/// RFC 5321 §4.5.3.2.7: a server should wait at least five minutes for the next command.
+pub(crate) const SMTP_COMMAND_TIME: Duration = Duration::from_secs(5 * 60);
+
+/// RFC 5321 §4.5.3.2.5: a client allows three minutes for a block of data to leave; silence for longer than
+/// that is a dead peer.
+pub(crate) const SMTP_DATA_BLOCK_TIME: Duration = Duration::from_secs(3 * 60);
+
+/// From 354 to the final dot: 25 MiB over 350 kbit/s.
+pub(crate) const SMTP_DATA_TIME: Duration = Duration::from_secs(10 * 60);
+
+/// From the final dot to our reply. The client waits ten minutes (RFC 5321 §4.5.3.2.6); who answers 250
+/// later than that gets the message twice.
+pub(crate) const SMTP_RECEIVE_TIME: Duration = Duration::from_secs(5 * 60);
+
+/// One look-up of a recipient. RFC 5321 §4.5.3.2.3: the client waits five minutes for RCPT.
+pub(crate) const SMTP_ROUTE_TIME: Duration = Duration::from_secs(30);
+
+/// A TLS handshake is two round trips.
+pub(crate) const SMTP_HANDSHAKE_TIME: Duration = Duration::from_secs(30);
+
+/// How long a client has to take our last reply, and we read on so that the reply is not lost in a reset.
+pub(crate) const SMTP_FAREWELL_TIME: Duration = Duration::from_secs(5);
+
+/// How long we listen for a client that talks before our greeting (RFC 5321 §4.3.1). It costs every
+/// connection its length once, so it is short: what comes later shows as pipelining after EHLO.
+pub(crate) const SMTP_GREETING_PAUSE: Duration = Duration::from_millis(3);
+
+/// Errors (5xx) without a delivered message in between before we hang up: Postfix's hard error limit.
+pub(crate) const SMTP_ERRORS: u32 = 20;
+
+/// Errors that are answered at once; each later one waits `SMTP_ERROR_PAUSE`, so that guessing addresses is
+/// slow. Postfix and mox do the same.
+pub(crate) const SMTP_ERRORS_AT_ONCE: u32 = 3;
+pub(crate) const SMTP_ERROR_PAUSE: Duration = Duration::from_secs(1);
+
+/// NOOP, RSET, VRFY, HELP, EHLO and repeated RCPT without a delivered message in between: Postfix's junk
+/// command limit.
+pub(crate) const SMTP_IDLE_COMMANDS: u32 = 100;
+
+/// RFC 5321 §6.3: at least 100 `Received` lines before a message is taken for a loop.
+pub(crate) const SMTP_HOPS: usize = 100;

@@ -1,1 +1,187 @@
-//! Room under construction.
+//! Strangers' mail comes in here: a connection becomes a session, a session becomes messages.
+//!
+//! - `command` (octets → command) and `data` (octets → message) are pure; `session` says what each verb
+//!   does; `dialogue` reads, writes and waits; `door` limits who is inside; `reply` is all that is ever said.
+//! - A 250 after DATA is made from a receipt, and only a committed message has one.
+//! - Mail for other domains is never taken: there are no trusted networks and no AUTH on this port.
+//! - What a peer can make us hold is bounded: connections, lines, recipients, messages, time.
+//! - A stop ends idle sessions with 421 and lets a message that is under way finish.
+//!
+//! RFC 5321; 1870, 2034, 2920, 3207, 6152, 6531.
+
+mod command;
+mod data;
+mod dialogue;
+mod door;
+mod reply;
+mod session;
+#[cfg(test)]
+mod transcript;
+mod wire;
+
+use std::fmt::Display;
+use std::io::Write;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::address::Address;
+use crate::config::limits;
+use crate::envelope::Envelope;
+use crate::ids;
+use crate::smtp::door::{Door, Full};
+use crate::smtp::reply::Reply;
+use crate::smtp::session::Caller;
+use crate::tls::Tls;
+
+/// What the sessions of one listener share.
+pub(crate) struct House<B> {
+    pub(crate) backend: B,
+    /// What we call ourselves.
+    pub(crate) hostname: String,
+    /// Where `<postmaster>` without a domain goes: RFC 5321 §4.5.1.
+    pub(crate) postmaster: Address,
+    /// Octets, announced as SIZE.
+    pub(crate) max_message_size: u64,
+    pub(crate) tls: Tls,
+    pub(crate) budget: Arc<data::Budget>,
+}
+
+/// What a session needs from further down the road, so that it can be tested as a conversation. The floor
+/// is the real one.
+pub(crate) trait Backend: Send + Sync + 'static {
+    /// An accepted recipient, as the inbox knows it.
+    type Recipient: Send;
+    /// The proof that a message is committed. Displayed in the 250.
+    type Receipt: Display + Send;
+    type Error: std::error::Error + Send;
+
+    fn route(
+        &self,
+        to: &Address,
+    ) -> impl Future<Output = Result<Routed<Self::Recipient>, Self::Error>> + Send;
+
+    fn receive(
+        &self,
+        envelope: Envelope,
+        recipients: Vec<Self::Recipient>,
+        raw: Vec<u8>,
+    ) -> impl Future<Output = Result<Self::Receipt, Refusal>> + Send;
+}
+
+/// Who may be written to.
+pub(crate) enum Routed<R> {
+    Accepted(R),
+    /// One of our domains, and nobody there by that name.
+    Unknown,
+    NotOurs,
+}
+
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) code: u16,
+    pub(crate) enhanced: &'static str,
+    pub(crate) text: String,
+}
+
+/// How long to leave the listener alone after it failed: what fails here is almost always the limit of open
+/// files, which only time cures.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Octets of randomness in a session's id: enough to find one session in a log.
+const ID_OCTETS: usize = 5;
+
+/// Accepts until `shutdown`, then waits for messages under way, `limits::STOP_GRACE` at most.
+async fn run<B: Backend>(
+    house: House<B>,
+    door: Arc<Door>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) {
+    let house = Arc::new(house);
+    let mut sessions = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            Some(ended) = sessions.join_next() => note(ended),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => {
+                    let ip = address.ip().to_canonical();
+                    match door.enter(ip) {
+                        Ok(pass) => {
+                            let talk = attend(Arc::clone(&house), stream, ip, shutdown.clone());
+                            sessions.spawn(async move {
+                                talk.await;
+                                drop(pass);
+                            });
+                        }
+                        Err(full) => turn_away(stream, ip, full),
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    // New connections are refused from here on, so that another server can take them.
+    drop(listener);
+    let finish = async {
+        while let Some(ended) = sessions.join_next().await {
+            note(ended);
+        }
+    };
+    if timeout(limits::STOP_GRACE, finish).await.is_err() {
+        // What is cut off here has heard no 250: it stays with its sender.
+        tracing::warn!(sessions = sessions.len(), "sessions cut off at the stop");
+        sessions.shutdown().await;
+    }
+}
+
+async fn attend<B: Backend>(
+    house: Arc<House<B>>,
+    stream: TcpStream,
+    ip: IpAddr,
+    shutdown: CancellationToken,
+) {
+    let caller = Caller { id: ids::base32(&ids::random_bytes::<ID_OCTETS>()), ip };
+    let span = tracing::info_span!("smtp", session = %caller.id, peer = %ip);
+    // Every reply is one write that the peer waits for: nothing is gained by holding it back.
+    let _ = stream.set_nodelay(true);
+    async {
+        tracing::debug!("connected");
+        dialogue::converse(&house, &caller, &shutdown, stream).await;
+        tracing::debug!("ended");
+    }
+    .instrument(span)
+    .await;
+}
+
+/// RFC 5321 §3.8 and §4.2.2: 421 instead of a greeting. One attempt without waiting, because whoever fills
+/// the house would fill the queue of refusals as well.
+fn turn_away(stream: TcpStream, ip: IpAddr, full: Full) {
+    tracing::info!(peer = %ip, %full, "connection turned away");
+    let mut line = Vec::new();
+    Reply::new(421, "3.2", full).write_to(&mut line);
+    // A fresh socket has an empty send buffer, so the line fits or the peer is gone.
+    if let Ok(mut stream) = stream.into_std() {
+        let _ = stream.write(&line);
+    }
+}
+
+/// A panic ends its session and no other; it is a bug and is logged as one.
+fn note(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a session ended in a panic");
+    }
+}

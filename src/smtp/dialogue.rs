@@ -1,0 +1,245 @@
+//! The conversation with one client, from the greeting to the farewell: it reads, asks the session what to
+//! do, and does it. Everything that waits, waits here, and every wait has its deadline.
+//!
+//! - Nothing is read before the greeting is due, and who talks first is sent away (RFC 5321 §4.3.1).
+//! - STARTTLS begins a new `Wire` and a new `Session`: no octet and no word of the clear text lives on.
+//! - After a fault in a message nothing more is read as a command; we say why and hang up.
+//! - A stop (SIGTERM) ends a session where it would wait for a command, not inside a message.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::limits;
+use crate::smtp::data::{Content, DataReader, Fault, Progress};
+use crate::smtp::reply::Reply;
+use crate::smtp::session::{Caller, Session, Step, too_large};
+use crate::smtp::wire::{Wire, WireError};
+use crate::smtp::{Backend, House};
+use crate::tls;
+
+/// How a part of the conversation ended.
+enum End {
+    /// Said what was to say: only the connection is left to close.
+    Closed,
+    /// 220 was said; the handshake is next.
+    StartTls,
+    /// The peer or the network is gone.
+    Lost(WireError),
+}
+
+/// Talks with one client until one of the two hangs up.
+pub(crate) async fn converse<B, S>(house: &House<B>, caller: &Caller, stop: &CancellationToken, stream: S)
+where
+    B: Backend,
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut wire = Wire::new(stream);
+    let end = match greet(house, &mut wire).await {
+        Ok(()) => talk(house, caller, stop, None, &mut wire).await,
+        Err(end) => end,
+    };
+    let End::StartTls = end else { return farewell(end, wire).await };
+    let handshake = TlsAcceptor::from(house.tls.server()).accept(wire.into_stream());
+    let stream = match timeout(limits::SMTP_HANDSHAKE_TIME, handshake).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::info!(%error, "TLS handshake failed"),
+        Err(_) => return tracing::info!("TLS handshake took too long"),
+    };
+    let protection = tls::describe(stream.get_ref().1);
+    let mut wire = Wire::new(stream);
+    let end = talk(house, caller, stop, Some(protection), &mut wire).await;
+    farewell(end, wire).await;
+}
+
+async fn greet<B, S>(house: &House<B>, wire: &mut Wire<S>) -> Result<(), End>
+where
+    B: Backend,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    match timeout(limits::SMTP_GREETING_PAUSE, wire.fill()).await {
+        // RFC 5321 §4.3.1: the client waits for the greeting. RFC 5321 §3.1: 554 instead of it.
+        Ok(Ok(())) => {
+            tracing::info!("client talks before the greeting");
+            wire.say(&Reply::new(554, "5.0", "Wait for the greeting"));
+            Err(End::Closed)
+        }
+        Ok(Err(error)) => Err(End::Lost(error)),
+        Err(_) => {
+            wire.say(&Reply::bare(220, format_args!("{} ESMTP Gatepost", house.hostname)));
+            Ok(())
+        }
+    }
+}
+
+async fn talk<B, S>(
+    house: &House<B>,
+    caller: &Caller,
+    stop: &CancellationToken,
+    tls: Option<String>,
+    wire: &mut Wire<S>,
+) -> End
+where
+    B: Backend,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut session = Session::new(house, caller, tls);
+    loop {
+        let line = tokio::select! {
+            biased;
+            line = timeout(limits::SMTP_COMMAND_TIME, wire.line()) => line,
+            // RFC 5321 §3.8: 421 to any command, and to none, when the service must stop.
+            () = stop.cancelled() => return close(wire, &Reply::new(421, "3.2", "Going down, come back soon")),
+        };
+        let line = match line {
+            Ok(Ok(line)) => line,
+            Ok(Err(error)) => return bad_line(wire, error),
+            Err(_) => return close(wire, &Reply::new(421, "4.2", "Nothing heard for too long")),
+        };
+        let more = !wire.received().is_empty();
+        let step = session.follow(&line, more).await;
+        if matches!(&step, Step::Say(reply) if reply.is_negative()) && session.is_tiresome() {
+            pause(limits::SMTP_ERROR_PAUSE, stop).await;
+        }
+        match step {
+            Step::Say(reply) => wire.say(&reply),
+            Step::Close(reply) => return close(wire, &reply),
+            Step::StartTls => return start_tls(wire).await,
+            Step::TakeData => {
+                // RFC 5321 §4.1.1.4
+                wire.say(&Reply::bare(354, "Go ahead, end with <CRLF>.<CRLF>"));
+                match take_message(house, &mut session, wire).await {
+                    Ok(reply) => wire.say(&reply),
+                    Err(end) => return end,
+                }
+            }
+        }
+    }
+}
+
+/// Reads the message and has it received. `Err` when the connection cannot go on.
+async fn take_message<B, S>(
+    house: &House<B>,
+    session: &mut Session<'_, B>,
+    wire: &mut Wire<S>,
+) -> Result<Reply, End>
+where
+    B: Backend,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let limit = house.max_message_size;
+    let reader = DataReader::new(usize::try_from(limit).unwrap_or(usize::MAX), &house.budget);
+    let content = match timeout(limits::SMTP_DATA_TIME, read_data(reader, limit, wire)).await {
+        Ok(Ok(content)) => content,
+        Ok(Err(Broken::Fault(fault))) => {
+            let reply = session.give_up(Reply::new(550, "6.0", fault));
+            return Err(close(wire, &reply));
+        }
+        Ok(Err(Broken::Endless)) => {
+            let reply = session.give_up(too_large(limit));
+            return Err(close(wire, &reply));
+        }
+        Ok(Err(Broken::Lost(error))) => return Err(End::Lost(error)),
+        Ok(Err(Broken::Silent)) | Err(_) => {
+            let reply = session.give_up(Reply::new(421, "4.2", "The message did not arrive in time"));
+            return Err(close(wire, &reply));
+        }
+    };
+    Ok(match content {
+        // The share is held until the message is stored or refused.
+        Content::Kept(raw, _share) => session.receive(raw).await,
+        Content::TooLarge => session.give_up(too_large(limit)),
+        Content::NoRoom => session.give_up(Reply::new(452, "3.1", "Too much mail at the moment, try again")),
+    })
+}
+
+/// Why a message has no end that could be waited for.
+enum Broken {
+    Fault(Fault),
+    /// Far over the limit and still coming.
+    Endless,
+    Silent,
+    Lost(WireError),
+}
+
+async fn read_data<S>(mut reader: DataReader, limit: u64, wire: &mut Wire<S>) -> Result<Content, Broken>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    // Draining is a courtesy to clients that count differently, not to those that never end.
+    let patience = limit.saturating_mul(4);
+    let mut seen: u64 = 0;
+    loop {
+        match reader.push(wire.received()) {
+            Progress::Done { used } => {
+                wire.consume(used);
+                return Ok(reader.finish());
+            }
+            Progress::Fault(fault) => return Err(Broken::Fault(fault)),
+            Progress::More => {}
+        }
+        let octets = wire.received().len();
+        wire.consume(octets);
+        seen = seen.saturating_add(octets as u64);
+        if seen > patience {
+            return Err(Broken::Endless);
+        }
+        match timeout(limits::SMTP_DATA_BLOCK_TIME, wire.fill()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Broken::Lost(error)),
+            Err(_) => return Err(Broken::Silent),
+        }
+    }
+}
+
+/// RFC 3207 §4: after 220 the next octet is the client's handshake. The session made sure that none of
+/// those received already are left; what comes from here on is read by TLS alone.
+async fn start_tls<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>) -> End {
+    wire.say(&Reply::new(220, "0.0", "Ready to start TLS"));
+    match timeout(limits::SMTP_HANDSHAKE_TIME, wire.flush()).await {
+        Ok(Ok(())) => End::StartTls,
+        Ok(Err(error)) => End::Lost(error),
+        Err(_) => End::Lost(WireError::Closed),
+    }
+}
+
+fn bad_line<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, error: WireError) -> End {
+    let text = match error {
+        WireError::Closed | WireError::Io(_) => return End::Lost(error),
+        WireError::BareCr | WireError::BareLf => "Lines end with CRLF",
+        WireError::TooLong => "Line too long",
+    };
+    tracing::info!(%error, "connection closed");
+    close(wire, &Reply::new(500, "5.2", text))
+}
+
+fn close<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, reply: &Reply) -> End {
+    tracing::debug!(%reply, "hanging up");
+    wire.say(reply);
+    End::Closed
+}
+
+async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(end: End, mut wire: Wire<S>) {
+    match end {
+        End::Lost(error) => tracing::debug!(%error, "connection lost"),
+        End::Closed | End::StartTls => {
+            let leave = async {
+                if wire.finish().await.is_ok() {
+                    wire.drain().await;
+                }
+            };
+            // A client that does not take its last reply within the time does not want it.
+            let _ = timeout(limits::SMTP_FAREWELL_TIME, leave).await;
+        }
+    }
+}
+
+async fn pause(length: Duration, stop: &CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep(length) => {}
+        () = stop.cancelled() => {}
+    }
+}

@@ -1,0 +1,437 @@
+//! Runs written dialogues (tests/dialogues/*.smtp) against a session over an in-memory connection, with a
+//! backend that is a few lines long. A test file reads like mail:
+//!
+//! ```text
+//! C: EHLO friend.example      a line, sent with CRLF
+//! C> NOOP\r\nQUIT\r\n         octets exactly as written (\r \n \0 \t \\), in one write
+//! C* 90 text                  a line, so many times
+//! S: 250-mx.agents.example    the next line begins so
+//! S* 250 HELP                 some later line begins so
+//! S.                          the server hangs up
+//! M: 1 ada@agents.example     so many messages came in, the last for these recipients
+//! ```
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex};
+
+use rustls::pki_types::ServerName;
+use tokio::io::{
+    AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufStream, DuplexStream,
+};
+use tokio_rustls::TlsConnector;
+
+use super::*;
+use crate::smtp::dialogue::converse;
+use crate::smtp::session::Caller;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A folder of `../shared/corpora`, or a plain word that it is not there.
+pub(super) fn corpus(name: &str) -> Option<PathBuf> {
+    let folder = match std::env::var_os("GATEPOST_CORPORA") {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpora"),
+    }
+    .join(name);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    eprintln!("SKIPPED: no corpus at {}", folder.display());
+    None
+}
+
+/// Knows `ada`, `bob` and `postmaster` at agents.example and @testserver's `user`; remembers what came.
+#[derive(Clone, Default)]
+pub(super) struct Ledger {
+    pub(super) received: Arc<Mutex<Vec<(Envelope, Vec<u8>)>>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the database is on fire")]
+pub(super) struct OnFire;
+
+pub(super) struct Received(usize);
+
+impl fmt::Display for Received {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "message {}", self.0)
+    }
+}
+
+impl Backend for Ledger {
+    type Recipient = Address;
+    type Receipt = Received;
+    type Error = OnFire;
+
+    async fn route(&self, to: &Address) -> Result<Routed<Address>, OnFire> {
+        let (local, domain) = (to.local().to_lowercase(), to.domain());
+        Ok(match local.split('+').next().unwrap_or_default() {
+            "fire" => return Err(OnFire),
+            _ if !["agents.example", "testserver"].contains(&domain) => Routed::NotOurs,
+            "ada" | "bob" | "postmaster" | "user" | "åsa" => Routed::Accepted(to.clone()),
+            _ if local.starts_with("list") => Routed::Accepted(to.clone()),
+            _ => Routed::Unknown,
+        })
+    }
+
+    async fn receive(
+        &self,
+        envelope: Envelope,
+        recipients: Vec<Address>,
+        raw: Vec<u8>,
+    ) -> Result<Received, Refusal> {
+        assert_eq!(envelope.recipients, recipients);
+        let text = String::from_utf8_lossy(&raw);
+        if text.contains("Subject: forged") {
+            return Err(Refusal { code: 550, enhanced: "5.7.1", text: "DMARC says no".into() });
+        }
+        if text.contains("Subject: fire") {
+            return Err(Refusal { code: 451, enhanced: "4.3.0", text: "Try again".into() });
+        }
+        let mut received = self.received.lock().unwrap();
+        received.push((envelope, raw));
+        Ok(Received(received.len()))
+    }
+}
+
+/// One certificate for all tests.
+static TLS: LazyLock<Tls> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    Tls::open("mx.agents.example", dir.path(), None).unwrap()
+});
+
+pub(super) fn house(ledger: &Ledger) -> House<Ledger> {
+    House {
+        backend: ledger.clone(),
+        hostname: "mx.agents.example".into(),
+        postmaster: "postmaster@agents.example".parse().unwrap(),
+        max_message_size: 64 * 1024,
+        tls: TLS.clone(),
+        budget: data::Budget::new(1 << 20),
+    }
+}
+
+pub(super) fn caller() -> Caller {
+    Caller { id: "k3j2".into(), ip: IpAddr::V4(Ipv4Addr::LOCALHOST) }
+}
+
+/// A client connected to a session that runs on its own.
+pub(super) struct Client<S> {
+    pub(super) stream: BufStream<S>,
+}
+
+pub(super) fn dial(ledger: &Ledger, stop: &CancellationToken) -> Client<DuplexStream> {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let (house, stop) = (house(ledger), stop.clone());
+    tokio::spawn(async move { converse(&house, &caller(), &stop, near).await });
+    Client { stream: BufStream::new(far) }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    pub(super) async fn send(&mut self, octets: &[u8]) {
+        // A server that has hung up is noticed by what it says, or does not.
+        let _ = self.stream.write_all(octets).await;
+        let _ = self.stream.flush().await;
+    }
+
+    /// The next line, `None` when the server hung up.
+    pub(super) async fn hear(&mut self) -> Option<String> {
+        let mut line = String::new();
+        match timeout(PATIENCE, self.stream.read_line(&mut line)).await.expect("the server says nothing") {
+            Ok(1..) => Some(line.strip_suffix("\r\n").expect("a reply ends with CRLF").to_owned()),
+            _ => None,
+        }
+    }
+
+    pub(super) async fn expect(&mut self, start: &str) {
+        let line = self.hear().await;
+        assert!(
+            line.as_deref().is_some_and(|line| line.starts_with(start)),
+            "expected {start}, heard {line:?}"
+        );
+    }
+}
+
+fn unescape(text: &str) -> Vec<u8> {
+    let text = text.replace("\\r", "\r").replace("\\n", "\n").replace("\\0", "\0").replace("\\t", "\t");
+    text.into_bytes()
+}
+
+/// Plays a dialogue; the error names the line that did not happen.
+async fn play(script: &str) -> Result<(), String> {
+    let ledger = Ledger::default();
+    let mut client = dial(&ledger, &CancellationToken::new());
+    for (number, line) in script.lines().enumerate() {
+        let failed = |heard: &dyn fmt::Debug| Err(format!("line {}: {line}\n  heard {heard:?}", number + 1));
+        let (kind, rest) = line.split_at(line.len().min(2));
+        let rest = rest.strip_prefix(' ').unwrap_or(rest);
+        match kind {
+            "C:" => client.send(format!("{rest}\r\n").as_bytes()).await,
+            "C>" => client.send(&unescape(rest)).await,
+            "C*" => {
+                let (times, text) = rest.split_once(' ').unwrap();
+                client.send(format!("{text}\r\n").repeat(times.parse().unwrap()).as_bytes()).await;
+            }
+            "S:" => match client.hear().await {
+                Some(heard) if heard.starts_with(rest) => {}
+                heard => return failed(&heard),
+            },
+            "S*" => loop {
+                match client.hear().await {
+                    Some(heard) if heard.starts_with(rest) => break,
+                    Some(_) => {}
+                    None => return failed(&"the end"),
+                }
+            },
+            "S." => match client.hear().await {
+                None => {}
+                heard => return failed(&heard),
+            },
+            "M:" => {
+                let received = ledger.received.lock().unwrap();
+                let to = received.last().map(|(envelope, _)| {
+                    envelope.recipients.iter().map(|to| format!(" {to}")).collect::<String>()
+                });
+                let heard = format!("{}{}", received.len(), to.unwrap_or_default());
+                if heard != rest {
+                    return failed(&heard);
+                }
+            }
+            _ if line.is_empty() || line.starts_with('#') => {}
+            _ => return Err(format!("line {}: what is {line:?}?", number + 1)),
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn dialogues() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dialogues");
+    let mut players = JoinSet::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let script = std::fs::read_to_string(&path).unwrap();
+        players.spawn(async move {
+            play(&script).await.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        });
+    }
+    assert!(players.len() >= 16, "only {} dialogues found", players.len());
+    players.join_all().await;
+}
+
+/// chasquid's dialogues, of which only the class of each reply can be compared: the texts are its own.
+#[tokio::test]
+async fn dialogues_of_chasquid() {
+    let Some(folder) = corpus("smtp/chasquid-dialogs") else { return };
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        // It draws the line at 1 MiB; ours stands in too_large.smtp.
+        if path.ends_with("bad_data_dot_on_message_too_big.txt") {
+            continue;
+        }
+        let mut script = String::new();
+        for line in std::fs::read_to_string(&path).unwrap().lines() {
+            let class = |reply: &str| reply.chars().take(1).collect::<String>();
+            let ours = match line.split_at(line.len().min(4)) {
+                ("c ->", text) => format!("C: {}", text.strip_prefix(' ').unwrap_or(text)),
+                ("c ~>", text) => format!("C> {}", text.trim().trim_matches('\'')),
+                ("c <-" | "c <~", reply) => format!("S: {}", class(reply.trim())),
+                ("c <.", reply) => format!("S* {}", reply.trim_start_matches("..").trim()),
+                _ => continue,
+            };
+            script.push_str(&ours);
+            script.push('\n');
+        }
+        play(&script).await.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+}
+
+/// Up to the handshake and through it.
+async fn secure(mut client: Client<DuplexStream>) -> Client<tokio_rustls::client::TlsStream<DuplexStream>> {
+    client.send(b"STARTTLS\r\n").await;
+    client.expect("220 2.0.0").await;
+    let name = ServerName::try_from("mx.agents.example").unwrap();
+    let stream =
+        TlsConnector::from(TLS.opportunistic()).connect(name, client.stream.into_inner()).await.unwrap();
+    Client { stream: BufStream::new(stream) }
+}
+
+#[tokio::test]
+async fn tls_begins_a_new_session() {
+    let ledger = Ledger::default();
+    let mut client = dial(&ledger, &CancellationToken::new());
+    client.expect("220 ").await;
+    client.send(b"EHLO friend.example\r\nMAIL FROM:<ann@friend.example>\r\n").await;
+    client.expect("554 5.5.0").await;
+
+    let mut client = dial(&ledger, &CancellationToken::new());
+    client.expect("220 ").await;
+    client.send(b"EHLO clear.example\r\n").await;
+    while client.hear().await.unwrap() != "250 HELP" {}
+    client.send(b"MAIL FROM:<ann@friend.example>\r\nRCPT TO:<ada@agents.example>\r\n").await;
+    client.expect("250 2.1.0").await;
+    client.expect("250 2.1.5").await;
+    let mut client = secure(client).await;
+    client.send(b"DATA\r\n").await;
+    client.expect("503 5.5.1").await;
+    client.send(b"MAIL FROM:<ann@friend.example>\r\n").await;
+    client.expect("503 5.5.1").await;
+    client.send(b"EHLO friend.example\r\n").await;
+    loop {
+        let line = client.hear().await.unwrap();
+        assert!(!line.contains("STARTTLS"), "offered inside TLS");
+        if line == "250 HELP" {
+            break;
+        }
+    }
+    client.send(b"STARTTLS\r\n").await;
+    client.expect("503 5.5.1").await;
+    client.send(b"MAIL FROM:<>\r\nRCPT TO:<ada@agents.example>\r\nDATA\r\n").await;
+    client.expect("250").await;
+    client.expect("250").await;
+    client.expect("354").await;
+    client.send(b"Subject: x\r\n\r\nhello\r\n.\r\nQUIT\r\n").await;
+    client.expect("250 2.0.0 Accepted: message 1").await;
+    client.expect("221").await;
+    let (envelope, raw) = ledger.received.lock().unwrap()[0].clone();
+    assert_eq!(raw, b"Subject: x\r\n\r\nhello\r\n");
+    assert_eq!(envelope.peer.helo, "friend.example");
+    assert_eq!(envelope.peer.tls.as_deref().map(|tls| &tls[..8]), Some("TLSv1.3 "));
+}
+
+/// CVE-2011-0411: commands in the same segment as STARTTLS must not be run inside TLS.
+#[tokio::test]
+async fn starttls_with_something_behind_it_is_an_attack() {
+    let mut client = dial(&Ledger::default(), &CancellationToken::new());
+    client.expect("220 ").await;
+    client.send(b"EHLO friend.example\r\n").await;
+    while client.hear().await.unwrap() != "250 HELP" {}
+    client.send(b"STARTTLS\r\nRSET\r\n").await;
+    client.expect("554 5.5.0").await;
+    assert_eq!(client.hear().await, None);
+}
+
+/// RFC 5321 §4.3.1: who does not wait for the greeting is no mail server.
+#[tokio::test]
+async fn early_talkers_are_sent_away() {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let mut client = Client { stream: BufStream::new(far) };
+    client.send(b"EHLO spam.example\r\n").await;
+    tokio::spawn(async move {
+        converse(&house(&Ledger::default()), &caller(), &CancellationToken::new(), near).await
+    });
+    client.expect("554 5.5.0").await;
+    assert_eq!(client.hear().await, None);
+}
+
+/// SIGTERM: a message under way is finished, and then, or when nothing is under way, 421.
+#[tokio::test]
+async fn a_stop_waits_for_the_message() {
+    let (ledger, stop) = (Ledger::default(), CancellationToken::new());
+    let mut idle = dial(&ledger, &stop);
+    idle.expect("220 ").await;
+    let mut busy = dial(&ledger, &stop);
+    busy.expect("220 ").await;
+    busy.send(b"HELO friend.example\r\n").await;
+    busy.expect("250 mx.agents.example").await;
+    busy.send(b"MAIL FROM:<>\r\nRCPT TO:<ada@agents.example>\r\nDATA\r\n").await;
+    for code in ["250", "250", "354"] {
+        busy.expect(code).await;
+    }
+    busy.send(b"Subject: x\r\n").await;
+    stop.cancel();
+    idle.expect("421 4.3.2").await;
+    assert_eq!(idle.hear().await, None);
+    busy.send(b"\r\nstill here\r\n.\r\n").await;
+    busy.expect("250 2.0.0").await;
+    busy.expect("421 4.3.2").await;
+    assert_eq!(ledger.received.lock().unwrap().len(), 1);
+}
+
+/// The reply to a batch comes in one piece, and the reply to a fault is not lost when the client goes on
+/// sending.
+#[tokio::test]
+async fn a_fault_is_explained_even_to_a_client_that_goes_on() {
+    let ledger = Ledger::default();
+    let mut client = dial(&ledger, &CancellationToken::new());
+    client.expect("220 ").await;
+    client.send(b"EHLO friend.example\r\n").await;
+    while client.hear().await.unwrap() != "250 HELP" {}
+    client.send(b"MAIL FROM:<>\r\nRCPT TO:<ada@agents.example>\r\nDATA\r\n").await;
+    let mut batch = [0; 1024];
+    let n = client.stream.read(&mut batch).await.unwrap();
+    assert_eq!(batch[..n].iter().filter(|&&b| b == b'\n').count(), 3, "one write for the batch");
+    client.send(b"Subject: one\r\n\r\nbody\n.\nMAIL FROM:<evil@friend.example>\r\n").await;
+    for _ in 0..100 {
+        client.send(&b"and on it goes\r\n".repeat(100)).await;
+    }
+    client.send(b".\r\nQUIT\r\n").await;
+    client.expect("550 5.6.0").await;
+    drop(client.hear().await);
+    assert!(ledger.received.lock().unwrap().is_empty());
+}
+
+/// Guessing addresses or talking without end is cut off; too many recipients are not.
+#[tokio::test]
+async fn patience_ends() {
+    use crate::smtp::session::{Session, Step};
+    let (house, caller) = (house(&Ledger::default()), caller());
+    let begin = async || {
+        let mut session = Session::new(&house, &caller, None);
+        session.follow(b"EHLO friend.example", false).await;
+        session.follow(b"MAIL FROM:<ann@friend.example>", false).await;
+        session
+    };
+    let code = |step: Step| match step {
+        Step::Say(reply) => (reply.code(), false),
+        Step::Close(reply) => (reply.code(), true),
+        other => panic!("{other:?}"),
+    };
+
+    let mut session = begin().await;
+    for guess in 1..limits::SMTP_ERRORS {
+        let line = format!("RCPT TO:<guess{guess}@agents.example>");
+        assert_eq!(code(session.follow(line.as_bytes(), false).await), (550, false));
+        assert_eq!(session.is_tiresome(), guess > limits::SMTP_ERRORS_AT_ONCE);
+    }
+    assert_eq!(code(session.follow(b"RCPT TO:<guess@agents.example>", false).await), (421, true));
+
+    let mut session = begin().await;
+    let mut last = (0, false);
+    for _ in 0..limits::SMTP_IDLE_COMMANDS {
+        last = code(session.follow(b"NOOP", false).await);
+    }
+    assert_eq!(last, (421, true));
+
+    let mut session = begin().await;
+    for n in 1..=3 * limits::SMTP_RECIPIENTS {
+        let line = format!("RCPT TO:<list{n}@agents.example>");
+        let expected = if n <= limits::SMTP_RECIPIENTS { 250 } else { 452 };
+        assert_eq!(code(session.follow(line.as_bytes(), false).await), (expected, false));
+    }
+    assert_eq!(session.follow(b"DATA", false).await, Step::TakeData);
+}
+
+/// Over real sockets: a full house says 421, and a stop waits for nobody who is idle.
+#[tokio::test]
+async fn a_full_house_says_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let server = tokio::spawn(run(house(&Ledger::default()), Door::new(3, 3), listener, stop.clone()));
+    let mut inside = Vec::new();
+    for _ in 0..3 {
+        inside.push(TcpStream::connect(address).await.unwrap());
+    }
+    for stream in inside.iter_mut() {
+        let mut greeting = [0; 64];
+        let octets = timeout(PATIENCE, stream.read(&mut greeting)).await.unwrap().unwrap();
+        assert!(greeting[..octets].starts_with(b"220 mx.agents.example"));
+    }
+    let mut late = Client { stream: BufStream::new(TcpStream::connect(address).await.unwrap()) };
+    late.expect("421 4.3.2 Too many connections").await;
+    drop(inside);
+    stop.cancel();
+    timeout(PATIENCE, server).await.expect("the stop takes too long").unwrap();
+}
