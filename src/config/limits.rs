@@ -108,3 +108,40 @@ pub(crate) const SMTP_IDLE_COMMANDS: u32 = 100;
 
 /// RFC 5321 §6.3: at least 100 `Received` lines before a message is taken for a loop.
 pub(crate) const SMTP_HOPS: usize = 100;
+
+
+/// Parameters in a query string. The longest documented list of filters has 15.
+pub const MAX_QUERY_PARAMETERS: usize = 128;
+
+/// Octets in one query value; a Message-ID is at most 998 (RFC 5322 §2.1.1).
+pub const MAX_QUERY_VALUE: usize = 1_024;
+
+/// Values in one list-valued filter; each is compared with every row.
+pub const MAX_QUERY_LIST: usize = 100;
+
+/// Octets of a JSON body that carries no attachments: batch-get asks for 500 Message-IDs of up to 998 octets.
+pub const MAX_JSON_BODY: usize = 1024 * 1024;
+
+/// How long the body of an HTTP request may take to arrive.
+pub const HTTP_BODY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the head of an HTTP request may take, an idle keep-alive connection included.
+pub const HTTP_HEAD_DEADLINE: Duration = Duration::from_secs(75);
+
+/// How long a read may take. Beyond it the SDKs' own 60 s are over as well.
+pub const HTTP_READ_DEADLINE: Duration = Duration::from_secs(60);
+
+/// HTTP connections at a time; more wait in the kernel's queue.
+pub const MAX_HTTP_CONNECTIONS: usize = 4_096;
+
+/// Octets of request bodies held at a time, over all connections.
+pub const MAX_HTTP_BODIES_IN_FLIGHT: usize = 512 * 1024 * 1024;
+
+/// Seconds a request may wait for something to happen. Proxies commonly cut at 60.
+pub const MAX_WAIT_SECONDS: i64 = 50;
+
+/// How long a signed download link is good.
+pub const DOWNLOAD_LINK_LIFETIME: Duration = Duration::from_secs(3_600);
+
+/// How exactly `used_at` of a key is kept: one write a minute instead of one a request.
+pub const KEY_USE_RESOLUTION: Duration = Duration::from_secs(60);
