@@ -106,10 +106,16 @@ impl Problem {
         let message = match errors.as_slice() {
             [] => "The request is not valid.".to_owned(),
             [first, rest @ ..] => {
-                let place = first.path.iter().map(|p| p.as_str().map_or_else(|| p.to_string(), str::to_owned));
+                let place =
+                    first.path.iter().map(|p| p.as_str().map_or_else(|| p.to_string(), str::to_owned));
                 let place = place.collect::<Vec<_>>().join(".");
-                let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
-                if place.is_empty() { format!("{}{more}", first.message) } else { format!("{place}: {}{more}", first.message) }
+                let more =
+                    if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
+                if place.is_empty() {
+                    format!("{}{more}", first.message)
+                } else {
+                    format!("{place}: {}{more}", first.message)
+                }
             }
         };
         let mut problem = Problem::new(StatusCode::BAD_REQUEST, "validation_error", message);
@@ -160,8 +166,12 @@ impl From<StoreError> for Problem {
 /// A mistake of ours, not of the caller: logged here, and a general sentence outside.
 pub(crate) fn internal(error: &dyn std::fmt::Display) -> Problem {
     tracing::error!(%error, "a request could not be served");
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Something went wrong inside the server.")
-        .fix("The server's log has the reason, under this answer's x-request-id.")
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal_error",
+        "Something went wrong inside the server.",
+    )
+    .fix("The server's log has the reason, under this answer's x-request-id.")
 }
 
 impl IntoResponse for Problem {

@@ -1,1 +1,97 @@
-//! Room under construction.
+//! HTTP: `/v0` is AgentMail's wire format, `/v1` is ours. Handlers decode, ask a room, and encode; what is
+//! decided is decided in `gate/`, `work/` and `inbox/`.
+//!
+//! A request is numbered and timed, its key becomes a `Principal` before its body is read, and every answer that
+//! is no success has one shape (error.rs). `/openapi.json` comes from the same annotations as the routes. What
+//! does not exist here is a 404, never a 5xx: AgentMail's SDKs would send it twice more.
+
+mod auth;
+mod body;
+mod error;
+mod health;
+mod paging;
+mod path;
+mod query;
+mod serve;
+mod v0;
+mod v1;
+
+use std::sync::Arc;
+
+use axum::extract::{FromRef, Request};
+use axum::http::Method;
+use axum::middleware;
+use axum::{Json, Router};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::floor::Floor;
+use error::Problem;
+
+pub use serve::serve;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub floor: Arc<Floor>,
+    pub uses: auth::KeyUses,
+    pub bodies: body::BodyBudget,
+}
+
+impl FromRef<App> for Arc<Floor> {
+    fn from_ref(app: &App) -> Arc<Floor> {
+        app.floor.clone()
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Gatepost",
+        description = "A self-hosted mail server for AI agents. `/v0` is wire-compatible with AgentMail's SDKs; \
+                       `/v1` is Gatepost's own. Every error is `{name, code, message, fix, docs}`: branch on `code`."
+    ),
+    components(schemas(error::ErrorShape)),
+    modifiers(&BearerKeys),
+    security(("api_key" = []))
+)]
+struct Description;
+
+struct BearerKeys;
+
+impl utoipa::Modify for BearerKeys {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme("api_key", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+    }
+}
+
+/// Every route, and their description.
+fn routes() -> (Router<App>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .merge(health::routes())
+        .merge(v0::routes())
+        .merge(v1::routes())
+        .split_for_parts()
+}
+
+/// The whole HTTP interface.
+pub fn router(floor: Arc<Floor>) -> Router {
+    let (routes, description) = routes();
+    let app = App { floor, uses: auth::KeyUses::default(), bodies: body::BodyBudget::default() };
+    let description = Arc::new(description);
+    routes
+        .route("/openapi.json", axum::routing::get(move || async move { Json(description.as_ref().clone()) }))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_route)
+        .layer(middleware::from_fn(serve::read_deadline))
+        .layer(tower_http::catch_panic::CatchPanicLayer::custom(serve::panicked))
+        .layer(middleware::from_fn(serve::account))
+        .with_state(app)
+}
+
+async fn no_such_route(method: Method, request: Request) -> Problem {
+    Problem::not_found(&format!("Route {method} {}", request.uri().path()))
+        .fix("/openapi.json lists every route that there is.")
+}

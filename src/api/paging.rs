@@ -62,8 +62,13 @@ impl Listing {
 
     fn read(self, token: &str) -> Result<Place, Problem> {
         let wrong = || Problem::field(&["query", "page_token"], "is not a token of this listing");
-        let text = URL_SAFE_NO_PAD.decode(token).ok().and_then(|t| String::from_utf8(t).ok()).ok_or_else(wrong)?;
-        let mut fields = text.strip_prefix(self.tag()).and_then(|t| t.strip_prefix("1.")).ok_or_else(wrong)?.splitn(5, '.');
+        let text =
+            URL_SAFE_NO_PAD.decode(token).ok().and_then(|t| String::from_utf8(t).ok()).ok_or_else(wrong)?;
+        let mut fields = text
+            .strip_prefix(self.tag())
+            .and_then(|t| t.strip_prefix("1."))
+            .ok_or_else(wrong)?
+            .splitn(5, '.');
         let mut number = || fields.next().and_then(|n| n.parse().ok()).ok_or_else(wrong);
         let (at, key) = (number()?, [number()?, number()?, number()?]);
         let text = fields.next().ok_or_else(wrong)?;
@@ -82,7 +87,12 @@ fn clamp(query: &mut Query) -> Result<usize, Problem> {
 }
 
 /// Cuts the extra row off; the token of the next page where there is one.
-pub(crate) fn cut<T>(page: &Page, listing: Listing, rows: &mut Vec<T>, place: impl Fn(&T) -> Place) -> Option<String> {
+pub(crate) fn cut<T>(
+    page: &Page,
+    listing: Listing,
+    rows: &mut Vec<T>,
+    place: impl Fn(&T) -> Place,
+) -> Option<String> {
     if rows.len() <= page.limit {
         return None;
     }

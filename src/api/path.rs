@@ -21,7 +21,10 @@ pub(crate) enum MessagePath {
     Reply(String),
     ReplyAll(String),
     Raw(String),
-    Attachment { message: String, attachment: String },
+    Attachment {
+        message: String,
+        attachment: String,
+    },
     /// Known to AgentMail, not to us.
     Unknown,
 }
@@ -93,7 +96,10 @@ mod tests {
         for python in ["%3Cowner/repo/pull/1@github.com%3E", "<owner/repo/pull/1@github.com>"] {
             assert_eq!(MessagePath::parse(python), Some(MessagePath::Message(id.clone())));
             assert_eq!(MessagePath::parse(&format!("{python}/reply")), Some(MessagePath::Reply(id.clone())));
-            assert_eq!(MessagePath::parse(&format!("{python}/reply-all")), Some(MessagePath::ReplyAll(id.clone())));
+            assert_eq!(
+                MessagePath::parse(&format!("{python}/reply-all")),
+                Some(MessagePath::ReplyAll(id.clone()))
+            );
             assert_eq!(
                 MessagePath::parse(&format!("{python}/attachments/att_1")),
                 Some(MessagePath::Attachment { message: id.clone(), attachment: "att_1".into() })

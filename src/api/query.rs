@@ -35,7 +35,9 @@ impl Query {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             match (decode(name), decode(value)) {
                 (Some(name), Some(value)) => query.pairs.push((name, value)),
-                _ => query.errors.push(FieldError::new(&["query"], "is not UTF-8 once its percent signs are resolved")),
+                _ => query
+                    .errors
+                    .push(FieldError::new(&["query"], "is not UTF-8 once its percent signs are resolved")),
             }
             if query.pairs.len() > limits::MAX_QUERY_PARAMETERS {
                 return Err(Problem::field(&["query"], "has too many parameters"));
@@ -120,7 +122,11 @@ impl Query {
         if values.len() > limits::MAX_QUERY_LIST || values.iter().any(|v| v.len() > limits::MAX_QUERY_VALUE) {
             self.wrong(
                 name,
-                format!("takes at most {} values of {} octets", limits::MAX_QUERY_LIST, limits::MAX_QUERY_VALUE),
+                format!(
+                    "takes at most {} values of {} octets",
+                    limits::MAX_QUERY_LIST,
+                    limits::MAX_QUERY_VALUE
+                ),
             );
         }
         values
@@ -182,7 +188,8 @@ mod tests {
 
     #[test]
     fn what_is_malformed_or_unknown_is_refused_by_name() {
-        let mut query = Query::parse("limit=ten&ascending=yes&before=tomorrow&labels=[\"a&q=1&limit=%ff").unwrap();
+        let mut query =
+            Query::parse("limit=ten&ascending=yes&before=tomorrow&labels=[\"a&q=1&limit=%ff").unwrap();
         query.integer("limit");
         query.flag("ascending");
         query.instant("before");

@@ -109,6 +109,7 @@ pub(crate) const SMTP_IDLE_COMMANDS: u32 = 100;
 /// RFC 5321 §6.3: at least 100 `Received` lines before a message is taken for a loop.
 pub(crate) const SMTP_HOPS: usize = 100;
 
+// ── HTTP (src/api) ──────────────────────────────────────────────────────────────────────────────────────
 
 /// Parameters in a query string. The longest documented list of filters has 15.
 pub const MAX_QUERY_PARAMETERS: usize = 128;

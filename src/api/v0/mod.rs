@@ -1,0 +1,12 @@
+//! `/v0`: AgentMail's wire format (reference: agentmail-api.md). Field names and shapes are theirs; fields that
+//! are ours stand beside them.
+
+mod identity;
+
+use utoipa_axum::router::OpenApiRouter;
+
+use super::App;
+
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().merge(identity::routes())
+}
