@@ -90,36 +90,65 @@ pub(crate) fn starts_with_body(raw: &[u8]) -> bool {
 /// The header that begins at `at`; a line for which `is_boundary` holds ends it without being part of it.
 pub(crate) fn header_at<'a>(raw: &'a [u8], at: usize, is_boundary: impl Fn(&[u8]) -> bool) -> Header<'a> {
     let mut header = Header { fields: Vec::with_capacity(24), body_at: at, excess: None };
-    let mut pos = at;
-    while pos < raw.len() {
-        let line = line_at(raw, pos);
-        if is_empty_line(line) {
-            header.body_at = pos + line.len();
-            return header;
-        }
-        if line.starts_with(b"--") && is_boundary(line) {
-            break;
-        }
-        let mut end = pos + line.len();
-        while matches!(raw.get(end), Some(b' ' | b'\t')) {
-            end += line_at(raw, end).len();
-        }
-        if end - at > MAX_HEADER_OCTETS {
+    let mut fields = Fields { raw, pos: at, is_boundary };
+    while let Some(field) = fields.next() {
+        if field.end - at > MAX_HEADER_OCTETS {
             header.excess = Some(Excess::Octets);
             break;
         }
-        if let Some((name, colon)) = split_name(line) {
-            if header.fields.len() == MAX_FIELDS {
-                header.excess = Some(Excess::Fields);
-                break;
-            }
-            let value = raw.get(pos + colon + 1..end).unwrap_or_default();
-            header.fields.push(Field { name, value, start: pos, end });
+        if header.fields.len() == MAX_FIELDS {
+            header.excess = Some(Excess::Fields);
+            break;
         }
-        pos = end;
+        header.fields.push(field);
     }
-    header.body_at = pos;
+    header.body_at = fields.pos;
+    if header.excess.is_none() && fields.pos - at > MAX_HEADER_OCTETS {
+        header.excess = Some(Excess::Octets);
+    }
     header
+}
+
+/// The fields of the message's header one by one, without limits and without keeping any.
+pub(crate) fn every_field<'a>(raw: &'a [u8]) -> impl Iterator<Item = Field<'a>> {
+    Fields { raw, pos: 0, is_boundary: |_: &[u8]| false }
+}
+
+struct Fields<'a, F> {
+    raw: &'a [u8],
+    pos: usize,
+    is_boundary: F,
+}
+
+impl<'a, F: Fn(&[u8]) -> bool> Iterator for Fields<'a, F> {
+    type Item = Field<'a>;
+
+    /// Leaves `pos` at the body once there is no further field.
+    fn next(&mut self) -> Option<Field<'a>> {
+        while self.pos < self.raw.len() {
+            let start = self.pos;
+            let line = line_at(self.raw, start);
+            if is_empty_line(line) {
+                // The body begins here, and so it does for every further call.
+                self.raw = self.raw.get(..start + line.len()).unwrap_or_default();
+                self.pos = self.raw.len();
+                return None;
+            }
+            if line.starts_with(b"--") && (self.is_boundary)(line) {
+                return None;
+            }
+            let mut end = start + line.len();
+            while matches!(self.raw.get(end), Some(b' ' | b'\t')) {
+                end += line_at(self.raw, end).len();
+            }
+            self.pos = end;
+            if let Some((name, colon)) = split_name(line) {
+                let value = self.raw.get(start + colon + 1..end).unwrap_or_default();
+                return Some(Field { name, value, start, end });
+            }
+        }
+        None
+    }
 }
 
 /// The line at `pos` with its line end; empty at the end of the text.

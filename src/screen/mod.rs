@@ -74,9 +74,14 @@ pub fn headers(raw: &[u8]) -> Vec<(String, String)> {
     let header = fields::header(raw);
     let shown = |field: &fields::Field<'_>| {
         let name = String::from_utf8_lossy(field.name).into_owned();
-        (name, contain(|| words::text(field)).flatten().unwrap_or_default())
+        (name, decoded(field).unwrap_or_default())
     };
     header.fields.iter().map(shown).collect()
+}
+
+/// One field's value, unfolded and decoded.
+pub(crate) fn decoded(field: &fields::Field<'_>) -> Option<String> {
+    contain(|| words::text(field)).flatten()
 }
 
 fn contain<T>(work: impl FnOnce() -> T) -> Option<T> {

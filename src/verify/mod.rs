@@ -1,5 +1,6 @@
 //! A message becomes a verdict.
 
+mod fold;
 mod stamp;
 pub mod verdict;
 

@@ -22,6 +22,22 @@ pub enum AuthResult {
     PermError,
 }
 
+impl AuthResult {
+    /// The word that `Authentication-Results` and the API use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AuthResult::None => "none",
+            AuthResult::Neutral => "neutral",
+            AuthResult::Pass => "pass",
+            AuthResult::Fail => "fail",
+            AuthResult::SoftFail => "softfail",
+            AuthResult::Policy => "policy",
+            AuthResult::TempError => "temperror",
+            AuthResult::PermError => "permerror",
+        }
+    }
+}
+
 /// SPF, RFC 7208: may this host send for the domain of the reverse-path (or of HELO for `<>`)?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spf {
@@ -47,12 +63,22 @@ pub struct Dkim {
 }
 
 /// What the author domain asks of mail that fails, RFC 9989 §4.7 (`p=`, `sp=`, `np=`, softened by `t=y`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DmarcPolicy {
     None,
     Quarantine,
     Reject,
+}
+
+impl DmarcPolicy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DmarcPolicy::None => "none",
+            DmarcPolicy::Quarantine => "quarantine",
+            DmarcPolicy::Reject => "reject",
+        }
+    }
 }
 
 /// DMARC, RFC 9989.
