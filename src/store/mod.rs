@@ -11,6 +11,8 @@
 
 pub mod audit;
 pub mod body;
+pub mod delivery;
+pub mod dkim_key;
 pub mod event;
 pub mod inbox;
 pub mod key;
@@ -19,6 +21,7 @@ mod migrate;
 pub mod page;
 mod postgres;
 mod sqlite;
+pub mod suppression;
 pub mod thread;
 mod value;
 mod wakeups;

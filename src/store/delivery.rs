@@ -1,0 +1,340 @@
+//! Deliveries: one row for each recipient of a released message, with its own state and attempts.
+//!
+//! `due → attempting → delivered | deferred | failed | canceled`, and `deferred` is due again at its time. The
+//! attempt is counted and committed before anybody dials; what comes of it is written only while the row is
+//! still in that attempt of that node, so that a node that lost its rows cannot overwrite what another did.
+
+use super::{Row, StoreError, Topic, Tx};
+use crate::clock::Millis;
+use crate::ids::{InboxKey, Prefix, RowId};
+
+/// The way that a delivery takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Route {
+    /// To an inbox of this server, without the network.
+    Local,
+    Relay,
+    /// `gatepost dev`: into a file.
+    Capture,
+}
+
+impl Route {
+    pub fn text(self) -> &'static str {
+        match self {
+            Route::Local => "local",
+            Route::Relay => "relay",
+            Route::Capture => "capture",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Route, StoreError> {
+        match text {
+            "local" => Ok(Route::Local),
+            "relay" => Ok(Route::Relay),
+            "capture" => Ok(Route::Capture),
+            other => Err(StoreError::Damaged(format!("delivery route {other:?}"))),
+        }
+    }
+}
+
+/// A delivery as it is stored, with what its message and inbox say that an attempt needs.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    pub inbox: InboxKey,
+    /// From the inbox's counter.
+    pub delivery_key: i64,
+    pub message_key: i64,
+    pub recipient: String,
+    /// Of the recipient, in lower-case A-labels.
+    pub domain: String,
+    pub route: Route,
+    pub state: String,
+    pub next_attempt_at: Millis,
+    /// The one that runs included.
+    pub attempts: i64,
+    pub maybe_duplicate: bool,
+    pub last_status: Option<String>,
+    pub last_reply: Option<String>,
+    pub expires_at: Millis,
+    pub created_at: Millis,
+    pub updated_at: Millis,
+    pub thread_key: i64,
+    /// The address of the inbox that sends.
+    pub sender: String,
+}
+
+impl Delivery {
+    /// `dlv_…`
+    pub fn id(&self) -> String {
+        RowId { at: self.created_at, inbox: self.inbox, seq: self.delivery_key }.text(Prefix::Delivery)
+    }
+}
+
+/// What `from_row` reads; the subqueries find message and inbox by their primary keys.
+macro_rules! columns {
+    () => {
+        "pod_key, inbox_key, delivery_key, message_key, recipient, domain, route, state, next_attempt_at,
+         attempts, maybe_duplicate, last_status, last_reply, expires_at, created_at, updated_at,
+         coalesce((SELECT m.thread_key FROM message m WHERE m.pod_key = delivery.pod_key
+                   AND m.inbox_key = delivery.inbox_key AND m.message_key = delivery.message_key), 0),
+         coalesce((SELECT i.address FROM inbox i WHERE i.inbox_key = delivery.inbox_key), '')"
+    };
+}
+
+fn from_row(row: &Row) -> Result<Delivery, StoreError> {
+    Ok(Delivery {
+        inbox: InboxKey { pod: row.get(0)?, inbox: row.get(1)? },
+        delivery_key: row.get(2)?,
+        message_key: row.get(3)?,
+        recipient: row.get(4)?,
+        domain: row.get(5)?,
+        route: Route::parse(&row.get::<String>(6)?)?,
+        state: row.get(7)?,
+        next_attempt_at: row.get(8)?,
+        attempts: row.get(9)?,
+        maybe_duplicate: row.get(10)?,
+        last_status: row.get(11)?,
+        last_reply: row.get(12)?,
+        expires_at: row.get(13)?,
+        created_at: row.get(14)?,
+        updated_at: row.get(15)?,
+        thread_key: row.get(16)?,
+        sender: row.get(17)?,
+    })
+}
+
+/// A recipient that is released to the queue.
+#[derive(Debug, Clone)]
+pub struct NewDelivery {
+    pub inbox: InboxKey,
+    pub delivery_key: i64,
+    pub message_key: i64,
+    pub recipient: String,
+    pub domain: String,
+    pub route: Route,
+    pub expires_at: Millis,
+}
+
+/// Due at once.
+pub async fn insert(tx: &mut Tx, new: &NewDelivery) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO delivery (pod_key, inbox_key, delivery_key, message_key, recipient, domain, route, state,
+                               next_attempt_at, expires_at, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 'due', $8, $9, $8, $8)",
+        &[
+            new.inbox.pod.into(),
+            new.inbox.inbox.into(),
+            new.delivery_key.into(),
+            new.message_key.into(),
+            (&new.recipient).into(),
+            (&new.domain).into(),
+            new.route.text().into(),
+            tx.now().into(),
+            new.expires_at.into(),
+        ],
+    )
+    .await?;
+    tx.wake(Topic::Queue);
+    Ok(())
+}
+
+/// Takes up to `limit` rows that are due, the longest due first, except those for the domains in `busy` (a JSON
+/// array). The rows come back as they are then: attempting, with this attempt counted.
+pub async fn claim(tx: &mut Tx, node: &str, limit: i64, busy: &str) -> Result<Vec<Delivery>, StoreError> {
+    let sql = tx.either(
+        concat!(
+            "UPDATE delivery SET state = 'attempting', attempts = attempts + 1, node = $1, attempting_since = $2,
+                    updated_at = $2
+             WHERE (pod_key, inbox_key, delivery_key) IN (
+                 SELECT pod_key, inbox_key, delivery_key FROM delivery
+                 WHERE state IN ('due', 'deferred') AND next_attempt_at <= $2
+                   AND ($4 = '[]' OR domain NOT IN (SELECT value FROM json_each($4)))
+                 ORDER BY next_attempt_at, pod_key, inbox_key, delivery_key LIMIT $3)
+             RETURNING ",
+            columns!()
+        ),
+        concat!(
+            "UPDATE delivery SET state = 'attempting', attempts = attempts + 1, node = $1, attempting_since = $2,
+                    updated_at = $2
+             WHERE (pod_key, inbox_key, delivery_key) IN (
+                 SELECT pod_key, inbox_key, delivery_key FROM delivery
+                 WHERE state IN ('due', 'deferred') AND next_attempt_at <= $2
+                   AND ($4 = '[]' OR domain <> ALL (ARRAY(SELECT json_array_elements_text($4::json))))
+                 ORDER BY next_attempt_at, pod_key, inbox_key, delivery_key LIMIT $3 FOR UPDATE SKIP LOCKED)
+             RETURNING ",
+            columns!()
+        ),
+    );
+    let args = [node.into(), tx.now().into(), limit.into(), busy.into()];
+    let mut rows: Vec<Delivery> =
+        tx.rows(sql, &args).await?.iter().map(from_row).collect::<Result<_, _>>()?;
+    // RETURNING promises no order; an inbox's messages leave in the order in which they were released.
+    rows.sort_by_key(|d| (d.next_attempt_at, d.inbox, d.delivery_key));
+    Ok(rows)
+}
+
+/// When the next row is due; `None` with an empty queue.
+pub async fn next_due(tx: &mut Tx) -> Result<Option<Millis>, StoreError> {
+    let row =
+        tx.row("SELECT min(next_attempt_at) FROM delivery WHERE state IN ('due', 'deferred')", &[]).await?;
+    row.map(|row| row.get(0)).transpose().map(Option::flatten)
+}
+
+/// What an attempt came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// `delivered`, `deferred` or `failed`.
+    pub state: &'static str,
+    /// Enhanced status code.
+    pub status: Option<String>,
+    pub reply: Option<String>,
+    /// Of the next attempt, where there is one.
+    pub next_attempt_at: Option<Millis>,
+    /// The next attempt may bring the message a second time.
+    pub maybe_duplicate: bool,
+}
+
+/// Writes what an attempt came to; `false` when the row is no longer in that attempt (another node has it, or
+/// it is settled), and nothing was written.
+pub async fn settle(
+    tx: &mut Tx,
+    node: &str,
+    delivery: &Delivery,
+    settled: &Settled,
+) -> Result<bool, StoreError> {
+    let changed = tx
+        .execute(
+            "UPDATE delivery SET state = $6, last_status = $7, last_reply = $8,
+                    next_attempt_at = coalesce($9, next_attempt_at), node = NULL, attempting_since = NULL,
+                    maybe_duplicate = CASE WHEN $10 = 1 THEN 1 ELSE maybe_duplicate END, updated_at = $11
+             WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'attempting' AND node = $4
+               AND attempts = $5",
+            &[
+                delivery.inbox.pod.into(),
+                delivery.inbox.inbox.into(),
+                delivery.delivery_key.into(),
+                node.into(),
+                delivery.attempts.into(),
+                settled.state.into(),
+                settled.status.clone().into(),
+                settled.reply.clone().into(),
+                settled.next_attempt_at.into(),
+                settled.maybe_duplicate.into(),
+                tx.now().into(),
+            ],
+        )
+        .await?;
+    Ok(changed == 1)
+}
+
+/// The row was claimed and nothing was sent: due as before, the attempt not counted.
+pub async fn give_back(tx: &mut Tx, node: &str, delivery: &Delivery) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE delivery SET state = 'due', attempts = attempts - 1, node = NULL, attempting_since = NULL,
+                updated_at = $6
+         WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'attempting' AND node = $4
+           AND attempts = $5",
+        &[
+            delivery.inbox.pod.into(),
+            delivery.inbox.inbox.into(),
+            delivery.delivery_key.into(),
+            node.into(),
+            delivery.attempts.into(),
+            tx.now().into(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Rows that a dead process left in the middle of an attempt are due again. Whether the remote has the message
+/// is unknown, so the second attempt is marked. On SQLite there is one process, and this is its start: every
+/// such row is an orphan. On PostgreSQL those are whose node was not seen since `stale`.
+pub async fn recover(tx: &mut Tx, node: &str, stale: Millis) -> Result<u64, StoreError> {
+    let sql = tx.either(
+        "UPDATE delivery SET state = 'due', node = NULL, attempting_since = NULL, next_attempt_at = $3, updated_at = $3,
+                maybe_duplicate = CASE WHEN route = 'relay' THEN 1 ELSE maybe_duplicate END
+         WHERE state = 'attempting' AND node <> $1 AND $2 = $2",
+        "UPDATE delivery SET state = 'due', node = NULL, attempting_since = NULL, next_attempt_at = $3, updated_at = $3,
+                maybe_duplicate = CASE WHEN route = 'relay' THEN 1 ELSE maybe_duplicate END
+         WHERE state = 'attempting' AND node <> $1
+           AND node NOT IN (SELECT node FROM node WHERE seen_at >= $2)",
+    );
+    let recovered = tx.execute(sql, &[node.into(), stale.into(), tx.now().into()]).await?;
+    if recovered > 0 {
+        tx.wake(Topic::Queue);
+    }
+    Ok(recovered)
+}
+
+/// This node lives.
+pub async fn beat(tx: &mut Tx, node: &str) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO node (node, seen_at) VALUES ($1, $2)
+         ON CONFLICT (node) DO UPDATE SET seen_at = excluded.seen_at",
+        &[node.into(), tx.now().into()],
+    )
+    .await?;
+    Ok(())
+}
+
+/// This node stops; and nodes that were not seen since `stale` are forgotten.
+pub async fn forget_nodes(tx: &mut Tx, node: Option<&str>, stale: Millis) -> Result<(), StoreError> {
+    tx.execute(
+        "DELETE FROM node WHERE node = $1 OR seen_at < $2",
+        &[node.unwrap_or("").into(), stale.into()],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Every recipient of a message, in the order of their release.
+pub async fn of_message(tx: &mut Tx, inbox: InboxKey, message_key: i64) -> Result<Vec<Delivery>, StoreError> {
+    let rows = tx
+        .rows(
+            concat!(
+                "SELECT ",
+                columns!(),
+                " FROM delivery WHERE pod_key = $1 AND inbox_key = $2 AND message_key = $3
+                 ORDER BY delivery_key LIMIT 1000"
+            ),
+            &[inbox.pod.into(), inbox.inbox.into(), message_key.into()],
+        )
+        .await?;
+    rows.iter().map(from_row).collect()
+}
+
+/// One row by its key.
+pub async fn by_key(tx: &mut Tx, inbox: InboxKey, delivery_key: i64) -> Result<Option<Delivery>, StoreError> {
+    let row = tx
+        .row(
+            concat!(
+                "SELECT ",
+                columns!(),
+                " FROM delivery WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3"
+            ),
+            &[inbox.pod.into(), inbox.inbox.into(), delivery_key.into()],
+        )
+        .await?;
+    row.as_ref().map(from_row).transpose()
+}
+
+/// A local delivery is done, in the transaction that files the message in its inbox. `false` when it was done
+/// before: then nothing may be filed again.
+pub async fn delivered_locally(tx: &mut Tx, delivery: &Delivery) -> Result<bool, StoreError> {
+    let changed = tx
+        .execute(
+            "UPDATE delivery SET state = 'delivered', last_status = '2.1.5', node = NULL, attempting_since = NULL,
+                    updated_at = $4
+             WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'attempting' AND attempts = $5",
+            &[
+                delivery.inbox.pod.into(),
+                delivery.inbox.inbox.into(),
+                delivery.delivery_key.into(),
+                tx.now().into(),
+                delivery.attempts.into(),
+            ],
+        )
+        .await?;
+    Ok(changed == 1)
+}
