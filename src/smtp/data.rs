@@ -15,6 +15,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// First piece of memory for a message; most fit in it.
 const FIRST_PIECE: usize = 16 * 1024;
 
+/// Up to here a message is small: nearly all mail without attachments.
+const SMALL: usize = 1024 * 1024;
+
 /// Where in a line the reader stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -153,9 +156,12 @@ pub(crate) struct Share {
 }
 
 impl Share {
+    /// Large messages together get half of the budget, so that a few of them, sent slowly, cannot keep
+    /// everybody's small ones out.
     fn grow_to(&mut self, total: usize) -> bool {
         let more = total.saturating_sub(self.held);
-        let fits = |held: usize| held.checked_add(more).filter(|&sum| sum <= self.budget.limit);
+        let limit = if total > SMALL { self.budget.limit / 2 } else { self.budget.limit };
+        let fits = |held: usize| held.checked_add(more).filter(|&sum| sum <= limit);
         let grown = self.budget.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
         if grown {
             self.held += more;
@@ -309,6 +315,22 @@ mod tests {
         assert_eq!(budget.held.load(Ordering::Relaxed), 3 * FIRST_PIECE);
         drop(readers);
         assert_eq!(budget.held.load(Ordering::Relaxed), 0);
+    }
+
+    /// A few senders of large messages who take their time do not keep small ones out.
+    #[test]
+    fn large_messages_leave_room_for_small_ones() {
+        let budget = Budget::new(8 * SMALL);
+        let large = b"x".repeat(3 * SMALL);
+        let mut readers: Vec<_> = (0..5).map(|_| DataReader::new(4 * SMALL, &budget)).collect();
+        for reader in &mut readers {
+            reader.push(&large);
+        }
+        let kept = |reader: &DataReader| matches!(reader.kept, Content::Kept(..));
+        assert_eq!(readers.iter().filter(|reader| kept(reader)).count(), 1);
+        let mut small = DataReader::new(4 * SMALL, &budget);
+        small.push(b"hello");
+        assert!(kept(&small));
     }
 
     /// Octets that are likely to matter, in any order.

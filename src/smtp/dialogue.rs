@@ -102,7 +102,7 @@ where
         let more = !wire.received().is_empty();
         let step = session.follow(&line, more).await;
         if matches!(&step, Step::Say(reply) if reply.is_negative()) && session.is_tiresome() {
-            pause(limits::SMTP_ERROR_PAUSE, stop).await;
+            pause(house.error_pause, stop).await;
         }
         match step {
             Step::Say(reply) => wire.say(&reply),

@@ -49,6 +49,8 @@ pub(crate) struct House<B> {
     pub(crate) postmaster: Address,
     /// Octets, announced as SIZE.
     pub(crate) max_message_size: u64,
+    /// How long the answer to an error waits, after the first few.
+    pub(crate) error_pause: Duration,
     pub(crate) tls: Tls,
     pub(crate) budget: Arc<data::Budget>,
 }

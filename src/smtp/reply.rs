@@ -12,6 +12,8 @@
 use std::borrow::Cow;
 use std::fmt::Display;
 
+use crate::smtp::Backend;
+
 /// Octets of text that still fit a reply line: 512 less the code, a separator, an enhanced code and CRLF.
 const MAX_TEXT: usize = 480;
 
@@ -52,7 +54,7 @@ impl Reply {
     }
 
     /// The 250 that takes responsibility for a message. RFC 5321 §4.2.5: said only once it is safe.
-    pub(crate) fn accepted<R: Display>(receipt: &R) -> Reply {
+    pub(crate) fn accepted<B: Backend>(receipt: &B::Receipt) -> Reply {
         Reply::new(250, "0.0", format_args!("Accepted: {receipt}"))
     }
 

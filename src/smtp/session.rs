@@ -273,7 +273,7 @@ impl<'h, B: Backend> Session<'h, B> {
             Ok(Ok(receipt)) => {
                 tracing::info!(%from, recipients, size_octets, %receipt, "message accepted");
                 (self.errors, self.idle) = (0, 0);
-                Reply::accepted(&receipt)
+                Reply::accepted::<B>(&receipt)
             }
             Ok(Err(refusal)) => {
                 let text = format_args!("{} ({})", refusal.text, self.caller.id);

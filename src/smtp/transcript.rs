@@ -16,6 +16,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex};
 
+use proptest::prelude::*;
 use rustls::pki_types::ServerName;
 use tokio::io::{
     AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufStream, DuplexStream,
@@ -108,6 +109,7 @@ pub(super) fn house(ledger: &Ledger) -> House<Ledger> {
         hostname: "mx.agents.example".into(),
         postmaster: "postmaster@agents.example".parse().unwrap(),
         max_message_size: 64 * 1024,
+        error_pause: Duration::from_millis(1),
         tls: TLS.clone(),
         budget: data::Budget::new(1 << 20),
     }
@@ -434,4 +436,51 @@ async fn a_full_house_says_so() {
     drop(inside);
     stop.cancel();
     timeout(PATIENCE, server).await.expect("the stop takes too long").unwrap();
+}
+
+/// What a hostile client might say next.
+fn utterance() -> impl Strategy<Value = Vec<u8>> {
+    let word = |text: &'static str| Just(text.as_bytes().to_vec());
+    prop_oneof![
+        word("EHLO friend.example\r\n"),
+        word("MAIL FROM:<ann@friend.example>\r\n"),
+        word("RCPT TO:<ada@agents.example>\r\n"),
+        word("RCPT TO:<fire@agents.example>\r\n"),
+        word("DATA\r\n"),
+        word("Subject: x\r\n\r\nbody\r\n"),
+        word(".\r\n"),
+        word("RSET\r\n"),
+        word("\r\n"),
+        word("\n.\r\n"),
+        proptest::collection::vec(any::<u8>(), 0..40),
+        "[A-Z]{4} [ -~]{0,40}\r\n".prop_map(String::into_bytes),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever is said, in whatever pieces: every reply is a reply, the session ends when the client does,
+    /// and no more messages come in than were ended by CRLF.CRLF.
+    #[test]
+    fn any_conversation_is_survived(said in proptest::collection::vec(utterance(), 0..24)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let ledger = Ledger::default();
+            let mut client = dial(&ledger, &CancellationToken::new());
+            client.expect("220 ").await;
+            for octets in &said {
+                client.send(octets).await;
+                tokio::task::yield_now().await;
+            }
+            let _ = client.stream.shutdown().await;
+            while let Some(line) = client.hear().await {
+                let code = line.get(..3).and_then(|code| code.parse::<u16>().ok());
+                assert!(code.is_some_and(|code| (200..560).contains(&code)), "{line:?}");
+                assert!(line.len() <= 510 && line.bytes().all(|b| (b' '..=b'~').contains(&b)), "{line:?}");
+            }
+            let ends = said.concat().windows(5).filter(|end| end == b"\r\n.\r\n").count();
+            assert!(ledger.received.lock().unwrap().len() <= ends);
+        });
+    }
 }
