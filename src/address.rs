@@ -34,6 +34,11 @@ pub enum AddressError {
 }
 
 impl Address {
+    /// `nobody@invalid`, which is nobody's address (RFC 2606 §2): what to ask a list about whom it cannot name.
+    pub(crate) fn nobody() -> Address {
+        Address { local: "nobody".to_owned(), domain: "invalid".to_owned() }
+    }
+
     /// The part before the @, as written (a quoted string keeps its quotes).
     pub fn local(&self) -> &str {
         &self.local

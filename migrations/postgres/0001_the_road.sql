@@ -118,6 +118,7 @@ CREATE TABLE message (
     state           TEXT NOT NULL,               -- in: received; out: queued, and later the states of a proposal
     rfc_message_id  TEXT,                        -- with angle brackets
     duplicate_of    BIGINT,
+    id_taken        BIGINT NOT NULL DEFAULT 0,   -- 1: an earlier message has the same Message-ID
     body_hash       BYTEA NOT NULL,              -- SHA-256 of the body, for duplicates
     reached_by      TEXT,                        -- the forward-path, tag included
     reverse_path    TEXT,

@@ -1,11 +1,14 @@
 //! `gatepost key`: API keys of a running server, and an admin key for one that nobody has a key to.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::client::{Remote, field, segment, table};
+use crate::config::Config;
+use crate::server::{new_admin_key, open_floor};
 
 #[derive(Debug, Args)]
 pub(crate) struct Key {
@@ -29,6 +32,9 @@ enum Action {
         /// A key for this inbox alone, as an agent should have
         #[arg(long)]
         inbox: Option<String>,
+        /// An admin key, entered into the database of this configuration: the server need not run
+        #[arg(long, value_name = "FILE", conflicts_with = "inbox")]
+        config: Option<PathBuf>,
     },
     /// Deletes a key by its id; what uses it is refused from then on
     Delete {
@@ -61,7 +67,12 @@ impl Key {
                 ];
                 remote.show(&answer, |answer| table(answer, "api_keys", &columns));
             }
-            Action::Create { name, inbox } => {
+            Action::Create { name, config: Some(file), .. } => {
+                let floor = open_floor(Config::load(&file)?, false).await?;
+                println!("{}", new_admin_key(&floor, &name).await?);
+                floor.store.close().await;
+            }
+            Action::Create { name, inbox, config: None } => {
                 let answer = remote.post(&path(&inbox), json!({ "name": name })).await?;
                 remote.show(&answer, |answer| field(answer, "api_key"));
             }

@@ -6,9 +6,15 @@
 //! This is the top: errors of every kind become one sentence on stderr and an exit code. 78 (EX_CONFIG of
 //! sysexits.h) is a configuration that cannot work, which no restart will mend.
 
+mod check;
 mod client;
+mod dev;
+mod dns;
 mod inbox;
+mod init;
 mod key;
+mod records;
+mod serve;
 mod work;
 
 use std::process::ExitCode;
@@ -27,6 +33,16 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the whole server on this machine, without configuration, and without sending anything
+    Dev(dev::Dev),
+    /// Write a configuration and keys for a domain, and print the DNS records to set
+    Init(init::Init),
+    /// Run the server
+    Serve(serve::Serve),
+    /// Say what is wrong or missing: configuration, database, disk, certificate, DNS, port 25, clock
+    Check(check::Check),
+    /// Print the DNS records of a domain, each with its state
+    Dns(dns::Dns),
     /// See, make and delete inboxes of a running server
     Inbox(inbox::Inbox),
     /// See, make and delete API keys; with --config, an admin key offline
@@ -36,7 +52,13 @@ enum Command {
 }
 
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    crate::tls::install_provider();
     match cli.command {
+        Command::Dev(command) => command.run().await,
+        Command::Init(command) => command.run().await,
+        Command::Serve(command) => command.run().await,
+        Command::Check(command) => command.run().await,
+        Command::Dns(command) => command.run().await,
         Command::Inbox(command) => command.run().await,
         Command::Key(command) => command.run().await,
         Command::Work(command) => command.run().await,

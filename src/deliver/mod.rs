@@ -2,6 +2,7 @@
 
 mod client;
 pub mod compose;
+pub mod return_path;
 pub mod header;
 mod reply;
 mod route;

@@ -1,1 +1,440 @@
-//! Room under construction.
+//! A message finds its place: who it is for, which thread it joins, the transaction that makes it ours.
+//!
+//! `route` answers RCPT. `receive` takes a whole transaction from the session: verify, stamp, read, commit;
+//! it alone makes a `Receipt`, and a 250 can be made of nothing else. One DATA for many inboxes commits as one.
+//! `deliver_local` is the same road for mail that never leaves the server, `deliver_bounce` for what we tell
+//! an agent about its own mail.
+//!
+//! Nothing is dropped: a duplicate is linked, what is filtered is labelled, what cannot be parsed is stored
+//! raw and handed out. RFC 5321 §4.5.1 (postmaster), §6.1 (responsibility after 250).
+
+mod place;
+mod subject;
+mod threading;
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::address::Address;
+use crate::deliver::return_path;
+use crate::envelope::{Envelope, Peer, ReversePath};
+use crate::floor::Floor;
+use crate::ids::{InboxKey, random_token};
+use crate::screen::{self, structure::Structure};
+use crate::store::delivery::Delivery;
+use crate::store::event::{self, NewEvent};
+use crate::store::inbox::{self, DEFAULT_POD, InboxStatus, NewInbox};
+use crate::store::{StoreError, Tx};
+use crate::verify::verdict::{DmarcPolicy, Verdict};
+use crate::verify;
+
+use place::{Placed, in_lock_order, log_name, place, would_refuse};
+pub(crate) use place::{add_to_thread, new_thread};
+pub(crate) use subject::take_apart;
+
+/// Parsing more than this blocks a thread for long enough to move it off the async ones.
+const PARSE_INLINE: usize = 256 * 1024;
+
+/// A mailbox of ours that RCPT accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipient {
+    pub inbox: InboxKey,
+    /// The forward-path, tag included.
+    pub address: Address,
+    /// The inbox's own address.
+    pub inbox_address: String,
+    /// The operator's inbox: lists and settings of agents do not apply.
+    pub operator: bool,
+    /// It came by a return path that we made for this message.
+    pub answers: Option<i64>,
+}
+
+/// Where a forward-path leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    Inbox(Recipient),
+    /// Our domain, but nobody there: 550 5.1.1.
+    UnknownInbox,
+    /// Not our domain: relaying is denied.
+    NotOurs,
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum InboxError {
+    #[error("there is no such inbox")]
+    UnknownInbox,
+    #[error("the message to deliver is gone")]
+    NoMessage,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Proof that a message is committed: what a 250 is made from. There is no other way to get one.
+#[derive(Debug)]
+pub struct Receipt {
+    id: String,
+}
+
+impl Receipt {
+    /// The id that the reply, the Received header and the log lines share.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+/// Why a message was not taken: the reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub code: u16,
+    pub enhanced: &'static str,
+    pub text: String,
+}
+
+impl Refusal {
+    fn new(code: u16, enhanced: &'static str, text: impl Into<String>) -> Refusal {
+        Refusal { code, enhanced, text: text.into() }
+    }
+
+    /// A failure of ours is never the sender's fault: 4xx, so that the mail stays with them.
+    fn ours(error: &StoreError, id: &str) -> Refusal {
+        match error {
+            StoreError::Storage(_) => Refusal::new(452, "4.3.1", format!("Insufficient storage ({id})")),
+            _ => Refusal::new(451, "4.3.0", format!("Try again later ({id})")),
+        }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Refusal {
+        Refusal::ours(&error, "-")
+    }
+}
+
+/// A message on its way into inboxes: read, verified, stamped.
+pub(crate) struct Incoming {
+    structure: Structure,
+    verdict: Verdict,
+    reverse_path: ReversePath,
+    /// The one From address; `None` where there is none, or more than one, or it is no address.
+    author: Option<Address>,
+    author_is_ours: bool,
+    body_hash: Vec<u8>,
+    size: i64,
+}
+
+/// Local parts that cannot be inboxes and reach the operator: RFC 5321 §4.5.1, RFC 2142, and the addresses
+/// that our own mail comes from or asks reports to be sent to.
+const RESERVED: [&str; 7] =
+    ["postmaster", "abuse", "mailer-daemon", "hostmaster", "security", "dmarc-reports", "tls-reports"];
+
+/// Whether an inbox may not have this local part (in lower case, without a tag).
+pub fn is_reserved(local: &str) -> bool {
+    RESERVED.contains(&local) || local.starts_with(return_path::PREFIX)
+}
+
+/// Who gets mail for `address`, asked at RCPT.
+pub async fn route(floor: &Floor, address: &Address) -> Result<Route, InboxError> {
+    if !floor.is_ours(address.domain()) {
+        return Ok(Route::NotOurs);
+    }
+    let key = address.key();
+    let answered = return_path::check(&floor.secrets, address.local());
+    let bare = address.without_tag().map(|a| a.key());
+    let local = bare.as_deref().unwrap_or(&key).split('@').next().unwrap_or_default().to_owned();
+    let operator = RESERVED.contains(&local.as_str()).then(|| operator_address(address.domain()));
+    let names: Vec<String> = [Some(key), operator, bare].into_iter().flatten().collect();
+    let found = floor
+        .store
+        .read(move |tx| {
+            Box::pin(async move {
+                if let Some((inbox, message_key)) = answered {
+                    let found = inbox::by_key(tx, inbox).await?;
+                    return Ok::<_, StoreError>(found.map(|i| (i, Some(message_key))));
+                }
+                // An exact address beats a tag.
+                for name in &names {
+                    if let Some(found) = inbox::by_address(tx, name).await? {
+                        return Ok(Some((found, None)));
+                    }
+                }
+                Ok(None)
+            })
+        })
+        .await?;
+    Ok(match found {
+        Some((inbox, answers)) => Route::Inbox(Recipient {
+            inbox: inbox.key,
+            address: address.clone(),
+            inbox_address: inbox.address,
+            operator: inbox.operator,
+            answers,
+        }),
+        None => Route::UnknownInbox,
+    })
+}
+
+fn operator_address(domain: &str) -> String {
+    format!("postmaster@{domain}")
+}
+
+/// Makes the operator's inbox of every domain, where it is missing.
+pub async fn ensure_operator_inboxes(floor: &Floor) -> Result<(), StoreError> {
+    for domain in floor.config.domains.clone() {
+        floor
+            .store
+            .write(move |tx| {
+                let domain = domain.clone();
+                Box::pin(async move {
+                    let address = operator_address(&domain);
+                    if inbox::by_address(tx, &address).await?.is_none() {
+                        let new = NewInbox {
+                            pod: DEFAULT_POD,
+                            address,
+                            domain,
+                            display_name: Some("Postmaster".to_owned()),
+                            client_id: None,
+                            status: InboxStatus::Active,
+                            operator: true,
+                            metadata: None,
+                        };
+                        inbox::create(tx, &new).await?;
+                    }
+                    Ok::<(), StoreError>(())
+                })
+            })
+            .await
+            // Two processes that start at once both see it missing; one of them makes it.
+            .or_else(|e| if e.is_conflict() { Ok(()) } else { Err(e) })?;
+    }
+    Ok(())
+}
+
+/// Takes a message from a session. `Ok` means that it is committed and on disk in every inbox.
+pub async fn receive(
+    floor: &Arc<Floor>,
+    envelope: Envelope,
+    recipients: Vec<Recipient>,
+    raw: Vec<u8>,
+) -> Result<Receipt, Refusal> {
+    let id = random_token::<10>();
+    let received_at = floor.clock.now();
+    let hostname = &floor.config.hostname;
+    let (raw, first_look) = read(raw, &id).await?;
+    let verdict =
+        verify::verify(&floor.dns, &envelope.peer, &envelope.mail_from, hostname, &raw, &first_look.from).await;
+    if verdict.dmarc_failed() && verdict.dmarc.policy == DmarcPolicy::Reject {
+        tracing::info!(id, domain = verdict.dmarc.domain, "refused: DMARC failed under p=reject");
+        let text = format!("{} asks to reject mail that fails DMARC", verdict.dmarc.domain);
+        return Err(Refusal::new(550, "5.7.1", text));
+    }
+    let stamped = verify::stamp(hostname, &envelope, &id, received_at, &verdict, &raw);
+    drop(raw);
+    let (stamped, structure) = read(stamped, &id).await?;
+    let incoming = incoming(floor, structure, verdict, envelope.mail_from, &stamped);
+    let placed = commit(floor, incoming, recipients, &stamped, &id).await?;
+    for message in &placed {
+        tracing::info!(id, message = message.id(), inbox = log_name(message.inbox), "accepted");
+    }
+    Ok(Receipt { id })
+}
+
+/// Reads a message, off the async threads where it is large.
+async fn read(raw: Vec<u8>, id: &str) -> Result<(Vec<u8>, Structure), Refusal> {
+    if raw.len() <= PARSE_INLINE {
+        let structure = screen::structure(&raw);
+        return Ok((raw, structure));
+    }
+    let read = tokio::task::spawn_blocking(move || {
+        let structure = screen::structure(&raw);
+        (raw, structure)
+    });
+    read.await.map_err(|_| Refusal::ours(&StoreError::Closed, id))
+}
+
+fn incoming(
+    floor: &Floor,
+    structure: Structure,
+    verdict: Verdict,
+    reverse_path: ReversePath,
+    stamped: &[u8],
+) -> Incoming {
+    let author = match structure.from.as_slice() {
+        [one] => one.address.parse::<Address>().ok(),
+        _ => None,
+    };
+    let body = usize::try_from(structure.body_at).ok().and_then(|at| stamped.get(at..)).unwrap_or(stamped);
+    Incoming {
+        author_is_ours: author.as_ref().is_some_and(|a| floor.is_ours(a.domain())),
+        author,
+        body_hash: Sha256::digest(body).to_vec(),
+        size: stamped.len() as i64,
+        structure,
+        verdict,
+        reverse_path,
+    }
+}
+
+/// One transaction for every inbox, in the order of their keys.
+async fn commit(
+    floor: &Arc<Floor>,
+    incoming: Incoming,
+    recipients: Vec<Recipient>,
+    stamped: &[u8],
+    id: &str,
+) -> Result<Vec<crate::store::message::Message>, Refusal> {
+    let failed = |e: StoreError| {
+        tracing::error!(id, error = %e, "a message could not be stored; its sender keeps it");
+        Refusal::ours(&e, id)
+    };
+    let pod = recipients.first().map_or(DEFAULT_POD, |r| r.inbox.pod);
+    let body = floor.bodies.prepare(pod, stamped).await.map_err(failed)?;
+    let job = Arc::new((incoming, recipients, body));
+    let outcome: Result<_, CommitError> = floor
+        .store
+        .write(move |tx| {
+            let job = job.clone();
+            Box::pin(async move {
+                let (incoming, recipients, body) = &*job;
+                let recipients = in_lock_order(recipients);
+                refuse_if_all_do(tx, incoming, &recipients).await?;
+                let mut stored = Vec::with_capacity(recipients.len());
+                for recipient in recipients {
+                    if let Placed::Stored(message) = place(tx, incoming, body, recipient).await? {
+                        stored.push(*message);
+                    }
+                }
+                if stored.is_empty() { Err(CommitError::Gone) } else { Ok(stored) }
+            })
+        })
+        .await;
+    outcome.map_err(|e| match e {
+        CommitError::Store(e) => failed(e),
+        CommitError::Gone => Refusal::new(550, "5.1.1", "The inbox was deleted"),
+        CommitError::Unauthenticated => {
+            Refusal::new(550, "5.7.26", "This inbox takes mail from authenticated senders only: SPF or DKIM must pass, aligned (DMARC)")
+        }
+    })
+}
+
+enum CommitError {
+    Store(StoreError),
+    /// Every inbox was deleted since RCPT.
+    Gone,
+    /// Every inbox refuses mail whose sender is not verified.
+    Unauthenticated,
+}
+
+impl From<StoreError> for CommitError {
+    fn from(error: StoreError) -> CommitError {
+        CommitError::Store(error)
+    }
+}
+
+/// After DATA there is one answer for all: a refusal only where every recipient refuses (DESIGN.md §5).
+async fn refuse_if_all_do(
+    tx: &mut Tx,
+    incoming: &Incoming,
+    recipients: &[&Recipient],
+) -> Result<(), CommitError> {
+    if !would_refuse(incoming, "refuse") {
+        return Ok(());
+    }
+    for recipient in recipients {
+        let inbox = inbox::by_key(tx, recipient.inbox).await?;
+        if !inbox.is_some_and(|i| i.unauthenticated == "refuse") {
+            return Ok(());
+        }
+    }
+    Err(CommitError::Unauthenticated)
+}
+
+/// Delivers to an inbox of this server: placed and marked delivered in one transaction, so a crash repeats
+/// neither or both. Idempotent by the delivery row.
+pub async fn deliver_local(floor: &Arc<Floor>, delivery: &Delivery) -> Result<(), InboxError> {
+    let address: Address = delivery.recipient.parse().map_err(|_| InboxError::UnknownInbox)?;
+    let Route::Inbox(recipient) = route(floor, &address).await? else { return Err(InboxError::UnknownInbox) };
+    let (from_inbox, message_key) = (delivery.inbox, delivery.message_key);
+    let raw = floor.bodies.load(&floor.store, from_inbox, message_key).await?.ok_or(InboxError::NoMessage)?;
+    let sender = floor
+        .store
+        .read(move |tx| Box::pin(inbox::by_key(tx, from_inbox)))
+        .await?
+        .and_then(|i| i.address.parse::<Address>().ok())
+        .ok_or(InboxError::NoMessage)?;
+    let verdict = Verdict::local(sender.clone());
+    let stamped = stamp_local(floor, &sender, &recipient, &verdict, &raw);
+    let structure = screen::structure(&stamped);
+    let incoming = incoming(floor, structure, verdict, Some(sender), &stamped);
+    let body = floor.bodies.prepare(recipient.inbox.pod, &stamped).await?;
+    let job = Arc::new((incoming, recipient, body, delivery.clone()));
+    floor
+        .store
+        .write(move |tx| {
+            let job = job.clone();
+            Box::pin(async move {
+                let (incoming, recipient, body, delivery) = &*job;
+                if !crate::store::delivery::delivered_locally(tx, delivery).await? {
+                    return Ok(());
+                }
+                match place(tx, incoming, body, recipient).await? {
+                    Placed::Stored(_) => Ok(()),
+                    Placed::Gone => Err(InboxError::UnknownInbox),
+                }
+            })
+        })
+        .await
+}
+
+/// Mail between inboxes gets a Received line too: it is what loops are counted by (RFC 5321 §6.3).
+fn stamp_local(floor: &Floor, sender: &Address, recipient: &Recipient, verdict: &Verdict, raw: &[u8]) -> Vec<u8> {
+    let envelope = Envelope {
+        peer: Peer {
+            ip: std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+            helo: floor.config.hostname.clone(),
+            extended: true,
+            tls: None,
+        },
+        mail_from: Some(sender.clone()),
+        recipients: vec![recipient.address.clone()],
+        smtputf8: false,
+    };
+    verify::stamp(&floor.config.hostname, &envelope, &random_token::<10>(), floor.clock.now(), verdict, raw)
+}
+
+/// Files what we have to tell an agent about its own mail into the thread of that mail. A repeat (the same
+/// Message-ID and body) is linked as a duplicate and makes no second work item.
+pub async fn deliver_bounce(
+    floor: &Arc<Floor>,
+    inbox: InboxKey,
+    message_key: i64,
+    raw: Vec<u8>,
+) -> Result<(), InboxError> {
+    let found = floor.store.read(move |tx| Box::pin(inbox::by_key(tx, inbox))).await?;
+    let found: inbox::Inbox = found.ok_or(InboxError::UnknownInbox)?;
+    let address: Address = found.address.parse().map_err(|_| InboxError::UnknownInbox)?;
+    let structure = screen::structure(&raw);
+    let daemon = structure.from.first().and_then(|f| f.address.parse().ok()).unwrap_or_else(Address::nobody);
+    let incoming = incoming(floor, structure, Verdict::local(daemon), None, &raw);
+    let body = floor.bodies.prepare(inbox.pod, &raw).await?;
+    let recipient = Recipient {
+        inbox,
+        inbox_address: found.address,
+        address,
+        operator: found.operator,
+        answers: Some(message_key),
+    };
+    let job = Arc::new((incoming, recipient, body));
+    floor
+        .store
+        .write(move |tx| {
+            let job = job.clone();
+            Box::pin(async move { place(tx, &job.0, &job.2, &job.1).await.map(drop).map_err(InboxError::from) })
+        })
+        .await
+}
+
+/// Tells the log that an inbox changed: `inbox.created`, `inbox.deleted`, `inbox.paused`, …
+pub async fn announce(tx: &mut Tx, inbox: InboxKey, event_type: &str) -> Result<(), StoreError> {
+    event::append(tx, inbox, NewEvent { event_type, ..NewEvent::default() }).await
+}

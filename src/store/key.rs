@@ -158,6 +158,12 @@ pub async fn any_of_inbox(tx: &mut Tx, inbox: InboxKey) -> Result<bool, StoreErr
     Ok(tx.row(sql, &[inbox.pod.into(), inbox.inbox.into()]).await?.is_some())
 }
 
+/// Whether the organization has a key: where it has none, nobody could make the first.
+pub async fn any_of_organization(tx: &mut Tx) -> Result<bool, StoreError> {
+    let sql = "SELECT key_id FROM api_key WHERE pod_key IS NULL AND inbox_key IS NULL LIMIT 1";
+    Ok(tx.row(sql, &[]).await?.is_some())
+}
+
 /// Writes name and permissions.
 pub async fn update(tx: &mut Tx, key: &ApiKey) -> Result<(), StoreError> {
     let args = [

@@ -24,6 +24,8 @@ pub struct Message {
     /// With angle brackets.
     pub rfc_message_id: Option<String>,
     pub duplicate_of: Option<i64>,
+    /// An earlier message of the inbox has the same Message-ID.
+    pub id_taken: bool,
     /// SHA-256 of the body.
     pub body_hash: Vec<u8>,
     /// The forward-path that it came by, tag included.
@@ -59,7 +61,7 @@ impl Message {
     /// (the Python SDK encodes nothing), else our own id.
     pub fn public_id(&self) -> String {
         match &self.rfc_message_id {
-            Some(id) if self.duplicate_of.is_none() && survives_a_path(id) => id.clone(),
+            Some(id) if !self.id_taken && survives_a_path(id) => id.clone(),
             _ => self.id(),
         }
     }
@@ -76,7 +78,7 @@ macro_rules! columns {
     () => {
         "pod_key, inbox_key, message_key, thread_key, direction, state, rfc_message_id, duplicate_of, body_hash,
          reached_by, reverse_path, from_address, from_text, to_text, cc_text, bcc_text, reply_to_text, subject,
-         preview, labels, structure, verdict, verified_sender, size, run_id, key_id, modseq, created_at, updated_at"
+         preview, labels, structure, verdict, verified_sender, size, run_id, key_id, modseq, created_at, updated_at, id_taken"
     };
 }
 
@@ -112,6 +114,7 @@ pub(crate) fn from_row(row: &Row) -> Result<Message, StoreError> {
         modseq: row.get(26)?,
         created_at: row.get(27)?,
         updated_at: row.get(28)?,
+        id_taken: row.get(29)?,
     })
 }
 
@@ -129,7 +132,7 @@ pub async fn insert(tx: &mut Tx, message: &Message) -> Result<(), StoreError> {
             "INSERT INTO message (",
             columns!(),
             ", dated_at, unparsed) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
-             $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31)"
+             $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32)"
         ),
         &[
             message.inbox.pod.into(),
@@ -161,6 +164,7 @@ pub async fn insert(tx: &mut Tx, message: &Message) -> Result<(), StoreError> {
             message.modseq.into(),
             message.created_at.into(),
             message.updated_at.into(),
+            message.id_taken.into(),
             message.structure.date.into(),
             message.structure.unparsed.is_some().into(),
         ],

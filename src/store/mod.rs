@@ -16,6 +16,7 @@ pub mod dkim_key;
 pub mod event;
 pub mod inbox;
 pub mod key;
+pub mod list;
 pub mod message;
 mod migrate;
 pub mod page;

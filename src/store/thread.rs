@@ -225,3 +225,16 @@ pub(crate) async fn add_missing_parent(
     .await?;
     Ok(())
 }
+
+pub(crate) async fn remove_missing_parent(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    rfc_message_id: &str,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "DELETE FROM missing_parent WHERE pod_key = $1 AND inbox_key = $2 AND rfc_message_id = $3",
+        &[inbox.pod.into(), inbox.inbox.into(), rfc_message_id.into()],
+    )
+    .await?;
+    Ok(())
+}

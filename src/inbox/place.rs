@@ -1,0 +1,307 @@
+//! A message finds its place: the delivery transaction, one inbox after the other.
+//!
+//! Everything that makes a message visible is written here, in the transaction that its 250 stands on: the
+//! message with its structure, its octets, its placement with a UID, the thread, who took part, the work item,
+//! the events. A crash before the COMMIT leaves nothing, and the sender still has it; after it, all is there.
+
+use super::threading::{self, Found};
+use super::{Incoming, Recipient, subject};
+use crate::address::Address;
+use crate::ids::InboxKey;
+use crate::store::body::{self, Body};
+use crate::store::event::{self, NewEvent};
+use crate::store::inbox::{self, InboxStatus, MAILBOX_INBOX, MAILBOX_JUNK, Reserved};
+use crate::store::list::{self, ListDirection, ListVerdict};
+use crate::store::message::{self, Direction, Message};
+use crate::store::thread::{self, ListedAttachment, MAX_LISTED, Thread};
+use crate::store::{StoreError, Tx};
+use crate::verify::verdict::{DmarcPolicy, Source};
+use crate::work;
+
+/// What one inbox made of the message.
+#[derive(Debug, Clone)]
+pub(super) enum Placed {
+    Stored(Box<Message>),
+    /// The inbox was deleted since RCPT.
+    Gone,
+}
+
+/// What the inbox's settings and the verdict make of a message.
+struct Treatment {
+    labels: Vec<String>,
+    event_type: &'static str,
+    mailbox: i64,
+    /// `None`: no work item.
+    work: Option<Work>,
+}
+
+struct Work {
+    held: bool,
+    reason: &'static str,
+}
+
+/// Whether this inbox alone would refuse the message.
+pub(super) fn would_refuse(incoming: &Incoming, unauthenticated: &str) -> bool {
+    unauthenticated == "refuse"
+        && incoming.verdict.source == Source::Smtp
+        && incoming.verdict.verified_sender.is_none()
+}
+
+pub(super) async fn place(
+    tx: &mut Tx,
+    incoming: &Incoming,
+    body: &Body,
+    recipient: &Recipient,
+) -> Result<Placed, StoreError> {
+    let key = recipient.inbox;
+    // Three numbers: the message, a thread and a work item, should they be new.
+    let Some(reserved) = inbox::reserve(tx, key, 3).await? else { return Ok(Placed::Gone) };
+    let mut found = threading::find(tx, key, &recipient.inbox_address, incoming).await?;
+    if let Some(of_message) = recipient.answers {
+        // Mail to a return path that we made: it belongs to what it answers, whatever it cites.
+        if let Some(sent) = message::by_key(tx, key, of_message).await? {
+            found.join = Some(sent.thread_key);
+            found.claims = None;
+            found.answers_ours = true;
+        }
+    }
+    let treatment = treat(tx, incoming, &reserved, recipient, &found).await?;
+    let message = record_of(incoming, recipient, &reserved, &found, &treatment, tx.now());
+    let thread = grow_thread(tx, &message, &found).await?;
+    message::insert(tx, &message).await?;
+    body::insert(tx, key, message.message_key, body).await?;
+    inbox::place(tx, key, treatment.mailbox, message.message_key, message.modseq).await?;
+    threading::remember(tx, key, &recipient.inbox_address, incoming, thread.thread_key, &found).await?;
+    announce(tx, &message, &treatment).await?;
+    if let Some(Work { held, reason }) = treatment.work {
+        let item_key = reserved.first + 2;
+        let arrived = work::Arrived { inbox: key, thread_key: thread.thread_key, item_key, reason, held };
+        work::raise(tx, arrived).await?;
+    }
+    Ok(Placed::Stored(Box::new(message)))
+}
+
+async fn treat(
+    tx: &mut Tx,
+    incoming: &Incoming,
+    reserved: &Reserved,
+    recipient: &Recipient,
+    found: &Found,
+) -> Result<Treatment, StoreError> {
+    let verdict = &incoming.verdict;
+    let outside = verdict.source == Source::Smtp;
+    let unverified = outside && verdict.verified_sender.is_none();
+    let mut labels = vec!["received".to_owned(), "unread".to_owned()];
+    let reason = match (recipient.answers, found.answers_ours || found.join.is_some()) {
+        (Some(_), _) => "bounce",
+        (None, true) => "reply",
+        (None, false) => "new_message",
+    };
+    let mut treatment = Treatment {
+        labels: Vec::new(),
+        event_type: "message.received",
+        mailbox: MAILBOX_INBOX,
+        work: Some(Work { held: reserved.status == InboxStatus::Paused, reason }),
+    };
+    if blocked(tx, incoming, recipient, found).await? || would_refuse(incoming, &reserved.unauthenticated) {
+        labels.push("blocked".to_owned());
+        treatment.event_type = "message.received.blocked";
+        treatment.mailbox = MAILBOX_JUNK;
+        treatment.work = None;
+    } else if verdict.dmarc_failed() && verdict.dmarc.policy == DmarcPolicy::Quarantine {
+        // DESIGN.md §6: a DMARC failure follows the sender's policy. Held, so that it can be seen and released.
+        labels.push("spam".to_owned());
+        treatment.event_type = "message.received.spam";
+        treatment.mailbox = MAILBOX_JUNK;
+        treatment.work = Some(Work { held: true, reason });
+    } else if unverified && matches!(reserved.unauthenticated.as_str(), "tag" | "hold") {
+        labels.push("unauthenticated".to_owned());
+        treatment.event_type = "message.received.unauthenticated";
+        if reserved.unauthenticated == "hold" {
+            treatment.work = Some(Work { held: true, reason });
+        }
+    }
+    // A duplicate is linked to its first, and our own message come back is no news: neither makes work.
+    if found.duplicate_of.is_some() || found.echo {
+        treatment.work = None;
+    }
+    treatment.labels = labels;
+    Ok(treatment)
+}
+
+/// What the receive lists say, or the reply lists for mail that answers ours. A block holds for the address as
+/// claimed; an allow only for a verified sender, since a From can be forged.
+async fn blocked(
+    tx: &mut Tx,
+    incoming: &Incoming,
+    recipient: &Recipient,
+    found: &Found,
+) -> Result<bool, StoreError> {
+    if recipient.answers.is_some() || recipient.operator {
+        return Ok(false);
+    }
+    let direction = if found.answers_ours { ListDirection::Reply } else { ListDirection::Receive };
+    let author = incoming.author.clone().unwrap_or_else(Address::nobody);
+    let verified = incoming.verdict.verified_sender.as_ref() == Some(&author);
+    // Asked about nobody as well: whether a list lets in whom it does not name.
+    let asked = [author, Address::nobody()];
+    let said = list::check(tx, recipient.inbox, direction, &asked).await?;
+    let lets_in_anybody = !matches!(said.last(), Some(ListVerdict::NotAllowed { .. }));
+    Ok(match said.first() {
+        Some(ListVerdict::Allowed) => !verified && !lets_in_anybody,
+        Some(ListVerdict::Blocked(_) | ListVerdict::NotAllowed { .. }) => true,
+        None => false,
+    })
+}
+
+fn record_of(
+    incoming: &Incoming,
+    recipient: &Recipient,
+    reserved: &Reserved,
+    found: &Found,
+    treatment: &Treatment,
+    now: i64,
+) -> Message {
+    let structure = &incoming.structure;
+    let texts = |list: &[crate::screen::structure::Mailbox]| list.iter().map(ToString::to_string).collect();
+    Message {
+        inbox: recipient.inbox,
+        message_key: reserved.first,
+        thread_key: found.join.unwrap_or(reserved.first + 1),
+        direction: Direction::In,
+        state: "received".to_owned(),
+        rfc_message_id: structure.message_id.clone(),
+        duplicate_of: found.duplicate_of,
+        id_taken: found.id_taken,
+        body_hash: incoming.body_hash.clone(),
+        reached_by: Some(recipient.address.to_string()),
+        reverse_path: incoming.reverse_path.as_ref().map(ToString::to_string),
+        from_address: incoming.author.as_ref().map(Address::key),
+        from_text: structure.from.first().map(ToString::to_string).unwrap_or_default(),
+        to: texts(&structure.to),
+        cc: texts(&structure.cc),
+        bcc: Vec::new(),
+        reply_to: texts(&structure.reply_to),
+        subject: structure.subject.clone(),
+        preview: structure.preview.clone(),
+        labels: treatment.labels.clone(),
+        structure: structure.clone(),
+        verdict: Some(incoming.verdict.clone()),
+        verified_sender: incoming.verdict.verified_sender.as_ref().map(Address::key),
+        size: incoming.size,
+        run_id: None,
+        key_id: None,
+        modseq: reserved.modseq,
+        created_at: now,
+        updated_at: now,
+    }
+}
+
+/// The thread with the message in it.
+async fn grow_thread(
+    tx: &mut Tx,
+    message: &Message,
+    found: &Found,
+) -> Result<Thread, StoreError> {
+    let now = tx.now();
+    let mut thread = match found.join {
+        Some(thread_key) => thread::by_key(tx, message.inbox, thread_key)
+            .await?
+            .ok_or_else(|| StoreError::Damaged(format!("thread {thread_key} is missing")))?,
+        None => new_thread(message, now),
+    };
+    if thread.message_count == 0 {
+        thread.claims_thread = found.claims;
+    }
+    add_to_thread(&mut thread, message, now);
+    thread.received_at = Some(now);
+    // Raised by what somebody else says anew, DESIGN.md §3.
+    if found.duplicate_of.is_none() && !found.echo {
+        thread.context_version += 1;
+    }
+    thread::put(tx, &thread).await?;
+    Ok(thread)
+}
+
+pub(crate) fn new_thread(message: &Message, now: i64) -> Thread {
+    Thread {
+        inbox: message.inbox,
+        thread_key: message.thread_key,
+        subject: message.subject.clone(),
+        base_subject: subject::take_apart(message.subject.as_deref().unwrap_or_default()).base,
+        preview: None,
+        labels: Vec::new(),
+        senders: Vec::new(),
+        recipients: Vec::new(),
+        attachments: Vec::new(),
+        message_count: 0,
+        size: 0,
+        last_message: message.message_key,
+        context_version: 0,
+        claims_thread: None,
+        last_at: now,
+        received_at: None,
+        sent_at: None,
+        created_at: now,
+        updated_at: now,
+    }
+}
+
+/// Adds a message's figures to its thread's; lists stay bounded.
+pub(crate) fn add_to_thread(thread: &mut Thread, message: &Message, now: i64) {
+    let add = |list: &mut Vec<String>, text: &String| {
+        if !text.is_empty() && list.len() < MAX_LISTED && !list.contains(text) {
+            list.push(text.clone());
+        }
+    };
+    add(&mut thread.senders, &message.from_text);
+    for text in message.to.iter().chain(&message.cc) {
+        add(&mut thread.recipients, text);
+    }
+    for label in &message.labels {
+        add(&mut thread.labels, label);
+    }
+    for (index, part) in message.structure.parts.iter().enumerate().filter(|(_, p)| p.attachment) {
+        if thread.attachments.len() < MAX_LISTED {
+            thread.attachments.push(ListedAttachment {
+                message_key: message.message_key,
+                at: message.created_at,
+                part: index as u32,
+                filename: part.filename.clone(),
+                content_type: part.content_type.clone(),
+                disposition: part.disposition.clone(),
+                content_id: part.content_id.clone(),
+                size: part.size,
+            });
+        }
+    }
+    thread.preview = message.preview.clone();
+    thread.message_count += 1;
+    thread.size += message.size;
+    thread.last_message = message.message_key;
+    thread.last_at = now;
+    thread.updated_at = now;
+}
+
+async fn announce(tx: &mut Tx, message: &Message, treatment: &Treatment) -> Result<(), StoreError> {
+    let event = NewEvent {
+        event_type: treatment.event_type,
+        thread_key: Some(message.thread_key),
+        message_key: Some(message.message_key),
+        ..NewEvent::default()
+    };
+    event::append(tx, message.inbox, event).await
+}
+
+/// The inbox key of a recipient list's entries, ascending and once each: the order in which locks are taken.
+pub(super) fn in_lock_order(recipients: &[Recipient]) -> Vec<&Recipient> {
+    let mut sorted: Vec<&Recipient> = recipients.iter().collect();
+    sorted.sort_by_key(|r| r.inbox);
+    sorted.dedup_by_key(|r| r.inbox);
+    sorted
+}
+
+/// Names an inbox in a log line.
+pub(super) fn log_name(key: InboxKey) -> String {
+    format!("{}/{}", key.pod, key.inbox)
+}
