@@ -2,9 +2,9 @@
 
 mod client;
 pub mod compose;
-pub mod return_path;
 pub mod header;
 mod reply;
+pub mod return_path;
 mod route;
 pub mod schedule;
 mod wire;

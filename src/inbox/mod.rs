@@ -26,11 +26,13 @@ use crate::store::delivery::Delivery;
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, DEFAULT_POD, InboxStatus, NewInbox};
 use crate::store::{StoreError, Tx};
-use crate::verify::verdict::{DmarcPolicy, Verdict};
 use crate::verify;
+use crate::verify::verdict::{DmarcPolicy, Verdict};
 
 use place::{Placed, in_lock_order, log_name, place, would_refuse};
+#[allow(unused_imports)]
 pub(crate) use place::{add_to_thread, new_thread};
+#[allow(unused_imports)]
 pub(crate) use subject::take_apart;
 
 /// Parsing more than this blocks a thread for long enough to move it off the async ones.
@@ -222,7 +224,8 @@ pub async fn receive(
     let hostname = &floor.config.hostname;
     let (raw, first_look) = read(raw, &id).await?;
     let verdict =
-        verify::verify(&floor.dns, &envelope.peer, &envelope.mail_from, hostname, &raw, &first_look.from).await;
+        verify::verify(&floor.dns, &envelope.peer, &envelope.mail_from, hostname, &raw, &first_look.from)
+            .await;
     if verdict.dmarc_failed() && verdict.dmarc.policy == DmarcPolicy::Reject {
         tracing::info!(id, domain = verdict.dmarc.domain, "refused: DMARC failed under p=reject");
         let text = format!("{} asks to reject mail that fails DMARC", verdict.dmarc.domain);
@@ -311,9 +314,11 @@ async fn commit(
     outcome.map_err(|e| match e {
         CommitError::Store(e) => failed(e),
         CommitError::Gone => Refusal::new(550, "5.1.1", "The inbox was deleted"),
-        CommitError::Unauthenticated => {
-            Refusal::new(550, "5.7.26", "This inbox takes mail from authenticated senders only: SPF or DKIM must pass, aligned (DMARC)")
-        }
+        CommitError::Unauthenticated => Refusal::new(
+            550,
+            "5.7.26",
+            "This inbox takes mail from authenticated senders only: SPF or DKIM must pass, aligned (DMARC)",
+        ),
     })
 }
 
@@ -387,7 +392,13 @@ pub async fn deliver_local(floor: &Arc<Floor>, delivery: &Delivery) -> Result<()
 }
 
 /// Mail between inboxes gets a Received line too: it is what loops are counted by (RFC 5321 §6.3).
-fn stamp_local(floor: &Floor, sender: &Address, recipient: &Recipient, verdict: &Verdict, raw: &[u8]) -> Vec<u8> {
+fn stamp_local(
+    floor: &Floor,
+    sender: &Address,
+    recipient: &Recipient,
+    verdict: &Verdict,
+    raw: &[u8],
+) -> Vec<u8> {
     let envelope = Envelope {
         peer: Peer {
             ip: std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
@@ -429,7 +440,9 @@ pub async fn deliver_bounce(
         .store
         .write(move |tx| {
             let job = job.clone();
-            Box::pin(async move { place(tx, &job.0, &job.2, &job.1).await.map(drop).map_err(InboxError::from) })
+            Box::pin(
+                async move { place(tx, &job.0, &job.2, &job.1).await.map(drop).map_err(InboxError::from) },
+            )
         })
         .await
 }

@@ -198,11 +198,7 @@ fn record_of(
 }
 
 /// The thread with the message in it.
-async fn grow_thread(
-    tx: &mut Tx,
-    message: &Message,
-    found: &Found,
-) -> Result<Thread, StoreError> {
+async fn grow_thread(tx: &mut Tx, message: &Message, found: &Found) -> Result<Thread, StoreError> {
     let now = tx.now();
     let mut thread = match found.join {
         Some(thread_key) => thread::by_key(tx, message.inbox, thread_key)

@@ -63,7 +63,13 @@ mod tests {
 
     #[test]
     fn answers_and_forwards_have_one_base() {
-        for text in ["Invoice 7", "Re: Invoice 7", "AW: RE: [billing] invoice  7", "Re[2]: Invoice 7 (fwd)", "回复：Invoice 7"] {
+        for text in [
+            "Invoice 7",
+            "Re: Invoice 7",
+            "AW: RE: [billing] invoice  7",
+            "Re[2]: Invoice 7 (fwd)",
+            "回复：Invoice 7",
+        ] {
             assert_eq!(take_apart(text).base, "invoice 7", "{text}");
         }
         assert!(take_apart("Re: x").is_reply);

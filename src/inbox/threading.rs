@@ -60,14 +60,15 @@ pub(super) async fn find(
     }
     let author = credible_author(own_address, incoming);
     for id in &nearest_first {
-        let mut here = known.iter().filter(|c| c.rfc_message_id == *id).peekable();
-        if here.peek().is_none() && found.missing.len() < MAX_MISSING {
+        let here: Vec<&Cited> = known.iter().filter(|c| c.rfc_message_id == *id).collect();
+        if here.is_empty() && found.missing.len() < MAX_MISSING {
             found.missing.push(id.clone());
         }
         for cited in here {
             found.answers_ours |= cited.ours;
             if found.join.is_none() {
-                let admitted = cited.ours || took_part(tx, inbox, cited.thread_key, author.as_deref()).await?;
+                let admitted =
+                    cited.ours || took_part(tx, inbox, cited.thread_key, author.as_deref()).await?;
                 if admitted {
                     found.join = Some(cited.thread_key);
                 } else {

@@ -33,7 +33,9 @@ impl ListDirection {
     }
 
     pub fn parse(text: &str) -> Option<ListDirection> {
-        [ListDirection::Send, ListDirection::Receive, ListDirection::Reply].into_iter().find(|d| d.text() == text)
+        [ListDirection::Send, ListDirection::Receive, ListDirection::Reply]
+            .into_iter()
+            .find(|d| d.text() == text)
     }
 }
 
@@ -181,7 +183,9 @@ pub enum ListVerdict {
     /// A block entry at any scope wins.
     Blocked(ListEntry),
     /// The scope has allow entries, and none of them matches: every scope that has some must allow.
-    NotAllowed { scope: InboxKey },
+    NotAllowed {
+        scope: InboxKey,
+    },
 }
 
 /// Asks organization and inbox scope about each address, in one statement for all of them.
@@ -273,7 +277,8 @@ mod tests {
         assert_eq!(judge(&[org(ListType::Allow, "partner.example")], &bob), ListVerdict::Allowed);
         let both = [org(ListType::Allow, "partner.example"), own(ListType::Allow, "carol@other.example")];
         assert_eq!(judge(&both, &bob), ListVerdict::NotAllowed { scope: inbox });
-        let blocked = [own(ListType::Allow, "bob@mail.partner.example"), org(ListType::Block, "partner.example")];
+        let blocked =
+            [own(ListType::Allow, "bob@mail.partner.example"), org(ListType::Block, "partner.example")];
         assert!(matches!(judge(&blocked, &bob), ListVerdict::Blocked(_)));
         let evil: Address = "bob@evilpartner.example".parse().unwrap();
         assert_eq!(
