@@ -13,5 +13,9 @@
 #![allow(dead_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod crash;
 mod door;
+mod road;
+mod sdk;
+mod verdicts;
 mod world;

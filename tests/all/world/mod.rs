@@ -63,3 +63,8 @@ pub fn run(command: &mut Command) -> String {
     assert!(output.status.success(), "{command:?} failed ({}):\n{text}", output.status);
     text
 }
+
+/// A number below `n`, another one at every call.
+pub fn dice(n: u64) -> u64 {
+    u64::from_le_bytes(gatepost::ids::random_bytes::<8>()) % n
+}

@@ -263,6 +263,15 @@ impl TestServer {
         self.api.get(&format!("{path}/{}", path_escape(id))).await.ok()
     }
 
+    /// The bytes of a message, as stored.
+    pub async fn raw(&self, inbox: &str, message_id: &str) -> Vec<u8> {
+        let path = format!("/v0/inboxes/{}/messages/{}/raw", path_escape(inbox), path_escape(message_id));
+        let raw = self.api.get(&path).await.ok();
+        let bytes = self.api.download(raw["download_url"].as_str().expect("download_url")).await;
+        assert_eq!(raw["size"], bytes.len(), "{path}");
+        bytes
+    }
+
     pub fn log_file(&self) -> PathBuf {
         self.dir.join("gatepost.log")
     }
