@@ -20,15 +20,8 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use crate::world::{
-    api::path_escape,
-    dice,
-    dns::Dns,
-    eventually, mail,
-    postgres::Database,
-    server::TestServer,
-    signal,
-    sink::Sink,
-    smtp::Smtp,
+    api::path_escape, dice, dns::Dns, eventually, mail, postgres::Database, server::TestServer, signal,
+    sink::Sink, smtp::Smtp,
 };
 use worker::Worker;
 
@@ -77,13 +70,17 @@ async fn kill_9_at_random_moments(database: Database) {
     let senders = (0..CONNECTIONS)
         .map(|_| tokio::spawn(sender(server.smtp, acknowledged.clone(), next.clone(), stop.clone())))
         .collect::<Vec<_>>();
-    let workers = (0..WORKERS).map(|n| Worker::start(&server, &format!("worker-{n}"), "work")).collect::<Vec<_>>();
+    let workers =
+        (0..WORKERS).map(|n| Worker::start(&server, &format!("worker-{n}"), "work")).collect::<Vec<_>>();
 
     let begun = Instant::now();
     let mut kills = 0;
     while kills < KILLS || acknowledged.lock().unwrap().len() < messages {
         let got = acknowledged.lock().unwrap().len();
-        assert!(begun.elapsed() < longest, "only {got} of {messages} messages acknowledged after {kills} kills");
+        assert!(
+            begun.elapsed() < longest,
+            "only {got} of {messages} messages acknowledged after {kills} kills"
+        );
         sleep(Duration::from_millis(200 + dice(1300))).await;
         match (&database, kills % 3) {
             (Database::Postgres(cluster, _), 1) => {
@@ -216,7 +213,8 @@ async fn compare_with_the_store(server: &TestServer, acknowledged: &BTreeMap<usi
         let inbox = format!("{name}@agents.example");
         let path = format!("/v0/inboxes/{}/messages", path_escape(&inbox));
         let stored = server.api.all(&format!("{path}?labels=received"), "messages").await;
-        let items = server.api.all(&format!("/v1/work-items?inbox_id={}", path_escape(&inbox)), "work_items").await;
+        let items =
+            server.api.all(&format!("/v1/work-items?inbox_id={}", path_escape(&inbox)), "work_items").await;
         let mut threads: HashMap<&str, HashSet<&str>> = HashMap::new();
         for message in &stored {
             let subject = message["subject"].as_str().expect("subject");
@@ -228,7 +226,8 @@ async fn compare_with_the_store(server: &TestServer, acknowledged: &BTreeMap<usi
         }
         let mine = acknowledged.iter().filter(|(_, to)| to.contains(&inbox)).map(|(n, _)| format!("m{n}"));
         for subject in mine {
-            let threads = threads.get(subject.as_str()).unwrap_or_else(|| panic!("{subject} got a 250 and is lost"));
+            let threads =
+                threads.get(subject.as_str()).unwrap_or_else(|| panic!("{subject} got a 250 and is lost"));
             assert_eq!(threads.len(), 1, "{subject} is in {threads:?}");
             let thread = threads.iter().next().expect("thread");
             let work = work.get(thread).unwrap_or_else(|| panic!("{subject}: nobody is told of it"));
@@ -238,7 +237,10 @@ async fn compare_with_the_store(server: &TestServer, acknowledged: &BTreeMap<usi
         for message in stored.iter().step_by(stored.len() / 10 + 1) {
             let raw = server.raw(&inbox, message["message_id"].as_str().expect("message_id")).await;
             let n = message["subject"].as_str().expect("subject").trim_start_matches('m');
-            assert!(String::from_utf8_lossy(&raw).ends_with(&format!("message {n}\r\n\r\n")), "m{n} is damaged");
+            assert!(
+                String::from_utf8_lossy(&raw).ends_with(&format!("message {n}\r\n\r\n")),
+                "m{n} is damaged"
+            );
         }
     }
 }
@@ -258,7 +260,8 @@ async fn stopped_past_its_lease(database: Database) {
     let sink = Sink::start().await;
     let dns = Dns::start(&sink.zone("remote.example")).await;
     let server = TestServer::new().on(&database).dns(&dns).inbox("ada").start().await;
-    let question = mail::letter("bob@remote.example", "ada@agents.example", "Q", "q@remote.example", "", "Which?");
+    let question =
+        mail::letter("bob@remote.example", "ada@agents.example", "Q", "q@remote.example", "", "Which?");
     server.receive("bob@remote.example", "ada@agents.example", &question).await;
 
     let sleeper = Worker::start(&server, "sleeper", "hold");

@@ -13,8 +13,12 @@
 #![allow(dead_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod corpora;
 mod crash;
 mod door;
+mod durable;
+mod hostile;
+mod limits;
 mod road;
 mod sdk;
 mod verdicts;

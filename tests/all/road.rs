@@ -114,6 +114,9 @@ async fn there_and_back(setup: Setup) -> Option<()> {
     remote.submit("bob@remote.example", "ada@agents.example", &thanks).await;
     let next = agent.post("/v1/work-items/claim", json!({"wait_seconds": 50})).await.ok();
     assert_eq!(next["work_items"][0]["thread_id"], item["thread_id"], "{next}");
-    assert_eq!(next["work_items"][0]["parent_id"], item["work_item_id"], "a done item has a successor: {next}");
+    assert_eq!(
+        next["work_items"][0]["parent_id"], item["work_item_id"],
+        "a done item has a successor: {next}"
+    );
     Some(())
 }

@@ -30,14 +30,18 @@ async fn the_sdk(setup: Setup) -> Option<()> {
     agent.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/agent.py")).arg(server.api.base());
     agent.args([server.smtp.ip().to_string(), server.smtp.port().to_string(), ADMIN_KEY.to_owned()]);
     let output = tokio::task::spawn_blocking(move || agent.output()).await.unwrap().expect("python");
-    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    let said =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(said.contains("all good"), "{said}");
 
     // What the SDK was told was sent has arrived, and what was sent twice with one key has arrived once.
     let subjects = || sink.taken().iter().filter_map(|mail| mail.header("Subject")).collect::<Vec<_>>();
     eventually("all five are at the remote", async || {
         let there = subjects();
-        ["Once", "Friend", "Now", "Re: First", "Re: Slashes"].iter().all(|s| there.iter().any(|t| t == s)).then_some(())
+        ["Once", "Friend", "Now", "Re: First", "Re: Slashes"]
+            .iter()
+            .all(|s| there.iter().any(|t| t == s))
+            .then_some(())
     })
     .await;
     let there = subjects();

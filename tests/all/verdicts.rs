@@ -48,8 +48,13 @@ async fn five_messages_five_verdicts(setup: Setup) {
         let claim = json!({"limit": 10, "lease_seconds": 5});
         let work = server.api.post("/v1/work-items/claim", claim).await.ok();
         assert_eq!(work["count"], 1, "{name}: {work}");
-        let (id, fence) = (work["work_items"][0]["work_item_id"].as_str(), &work["work_items"][0]["lease"]["fence"]);
-        server.api.post(&format!("/v1/work-items/{}/complete", id.unwrap()), json!({"fence": fence})).await.ok();
+        let (id, fence) =
+            (work["work_items"][0]["work_item_id"].as_str(), &work["work_items"][0]["lease"]["fence"]);
+        server
+            .api
+            .post(&format!("/v1/work-items/{}/complete", id.unwrap()), json!({"fence": fence}))
+            .await
+            .ok();
     }
     assert!(server.alive());
 }
@@ -73,8 +78,16 @@ async fn a_forgery_meets_the_policy_of_the_domain_that_it_abuses() {
     server.receive("cfo@soft.example", ADA, &suspect).await;
     let seen = server.message(ADA, "Maybe").await;
     assert!(seen["labels"].as_array().unwrap().contains(&json!("spam")), "{}", seen["labels"]);
-    assert_eq!(server.api.get("/v0/inboxes/ada@agents.example/messages").await.ok()["count"], 0, "spam is not listed");
-    assert_eq!(server.api.post("/v1/work-items/claim", json!({})).await.ok()["count"], 0, "and makes no open work");
+    assert_eq!(
+        server.api.get("/v0/inboxes/ada@agents.example/messages").await.ok()["count"],
+        0,
+        "spam is not listed"
+    );
+    assert_eq!(
+        server.api.post("/v1/work-items/claim", json!({})).await.ok()["count"],
+        0,
+        "and makes no open work"
+    );
 }
 
 /// RFC 8601 §5: a header that claims to be ours is a forgery and goes; one of another host stays.
@@ -87,7 +100,8 @@ async fn a_forged_authentication_results_header_with_our_name_is_removed() {
     server.receive("ceo@bank.example", ADA, &letter).await;
     let seen = server.message(ADA, "Trust me").await;
     let raw = server.raw(ADA, seen["message_id"].as_str().unwrap()).await;
-    let results = mail::headers(&raw).into_iter().filter(|(n, _)| n.eq_ignore_ascii_case("Authentication-Results"));
+    let results =
+        mail::headers(&raw).into_iter().filter(|(n, _)| n.eq_ignore_ascii_case("Authentication-Results"));
     let results = results.map(|(_, value)| value).collect::<Vec<_>>();
     assert_eq!(results.len(), 2, "{results:?}");
     assert!(results[0].starts_with("mx.agents.example") && !results[0].contains("dmarc=pass"), "{results:?}");

@@ -23,7 +23,10 @@ pub fn compare(ledgers: &[Vec<Value>]) -> HashSet<String> {
             let fence = line["fence"].as_i64().expect("fence");
             if let Some(at) = line["claimed"].as_u64() {
                 let before = item.claims.insert(fence, (worker, at));
-                assert!(before.is_none(), "fence {fence} was given to workers {before:?} and {worker}: {line}");
+                assert!(
+                    before.is_none(),
+                    "fence {fence} was given to workers {before:?} and {worker}: {line}"
+                );
             } else if line["status"].as_u64().is_some_and(|status| status < 300) {
                 let did = line["did"].as_str().expect("did").to_owned();
                 item.actions.push((fence, line["begun"].as_u64().expect("begun"), did));
@@ -36,7 +39,10 @@ pub fn compare(ledgers: &[Vec<Value>]) -> HashSet<String> {
         for (fence, begun, did) in &item.actions {
             for (other, (worker, at)) in &item.claims {
                 let taken_over = other > fence && (at < begun || did.ends_with("/complete"));
-                assert!(!taken_over, "{id}: {did} with fence {fence} though worker {worker} held it with {other}");
+                assert!(
+                    !taken_over,
+                    "{id}: {did} with fence {fence} though worker {worker} held it with {other}"
+                );
             }
         }
     }

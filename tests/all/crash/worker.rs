@@ -82,7 +82,8 @@ impl Drop for Worker {
 async fn a_worker() {
     let Ok(name) = std::env::var("GATEPOST_TEST_WORKER") else { return };
     let setting = |name: &str| std::env::var(name).expect("set by Worker::start");
-    let mut ledger = std::fs::File::options().append(true).open(setting("GATEPOST_TEST_LEDGER")).expect("ledger");
+    let mut ledger =
+        std::fs::File::options().append(true).open(setting("GATEPOST_TEST_LEDGER")).expect("ledger");
     let api = Api::new(setting("GATEPOST_TEST_SERVER"), ADMIN_KEY);
     let note = move |line: Value| writeln!(ledger, "{line}").expect("ledger");
     match setting("GATEPOST_TEST_LIFE").as_str() {
@@ -138,11 +139,13 @@ async fn work(api: &Api, name: &str, mut note: impl FnMut(Value)) {
             if dice(4) == 0 {
                 let message = item["messages"][0]["message_id"].as_str().expect("message_id");
                 let inbox = item["inbox_id"].as_str().expect("inbox_id");
-                let path = format!("/v0/inboxes/{}/messages/{}/reply", path_escape(inbox), path_escape(message));
+                let path =
+                    format!("/v0/inboxes/{}/messages/{}/reply", path_escape(inbox), path_escape(message));
                 let body = json!({"text": format!("{name} answers"), "work_item_id": id, "fence": fence});
                 act(api, &path, body, id, fence, &mut note).await;
             }
-            act(api, &format!("/v1/work-items/{id}/complete"), json!({"fence": fence}), id, fence, &mut note).await;
+            act(api, &format!("/v1/work-items/{id}/complete"), json!({"fence": fence}), id, fence, &mut note)
+                .await;
         }
     }
 }
@@ -161,7 +164,13 @@ async fn act(api: &Api, path: &str, body: Value, id: &str, fence: &Value, note: 
 
 fn success(answer: Result<Answer, reqwest::Error>) -> Option<Value> {
     let answer = answer.ok()?;
-    assert!(answer.status < 300 || answer.status >= 500, "{}: {} {}", answer.asked, answer.status, answer.body);
+    assert!(
+        answer.status < 300 || answer.status >= 500,
+        "{}: {} {}",
+        answer.asked,
+        answer.status,
+        answer.body
+    );
     (answer.status < 300).then_some(answer.body)
 }
 

@@ -143,6 +143,12 @@ impl Cluster {
         text.lines().next().and_then(|line| line.parse().ok()).expect("postmaster.pid")
     }
 
+    /// The processes that serve it now; later ones are children of `pid`.
+    pub fn backends(&self) -> Vec<u32> {
+        let all = self.sql("postgres", "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()");
+        all.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
     /// Started, and ready for connections.
     pub fn start(&self) {
         // The leash: `read` ends when we close the pipe, or when we are no more.
