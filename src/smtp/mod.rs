@@ -19,7 +19,6 @@ mod session;
 mod transcript;
 mod wire;
 
-use std::fmt::Display;
 use std::io::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -60,8 +59,8 @@ pub(crate) struct House<B> {
 pub(crate) trait Backend: Send + Sync + 'static {
     /// An accepted recipient, as the inbox knows it.
     type Recipient: Send;
-    /// The proof that a message is committed. Displayed in the 250.
-    type Receipt: Display + Send;
+    /// The proof that a message is committed.
+    type Receipt: Send;
     type Error: std::error::Error + Send;
 
     fn route(
@@ -75,6 +74,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
         recipients: Vec<Self::Recipient>,
         raw: Vec<u8>,
     ) -> impl Future<Output = Result<Self::Receipt, Refusal>> + Send;
+
+    /// What the committed message is called, in the 250 and in the log.
+    fn name(receipt: &Self::Receipt) -> &str;
 }
 
 /// Who may be written to.

@@ -55,7 +55,7 @@ impl Reply {
 
     /// The 250 that takes responsibility for a message. RFC 5321 §4.2.5: said only once it is safe.
     pub(crate) fn accepted<B: Backend>(receipt: &B::Receipt) -> Reply {
-        Reply::new(250, "0.0", format_args!("Accepted: {receipt}"))
+        Reply::new(250, "0.0", format_args!("Accepted: {}", B::name(receipt)))
     }
 
     pub(crate) fn code(&self) -> u16 {

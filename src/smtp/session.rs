@@ -271,13 +271,20 @@ impl<'h, B: Backend> Session<'h, B> {
         // duplicate, which the inbox links to its first, and nothing is lost.
         match timeout(limits::SMTP_RECEIVE_TIME, received).await {
             Ok(Ok(receipt)) => {
-                tracing::info!(%from, recipients, size_octets, %receipt, "message accepted");
+                tracing::info!(%from, recipients, size_octets, receipt = B::name(&receipt), "message accepted");
                 (self.errors, self.idle) = (0, 0);
                 Reply::accepted::<B>(&receipt)
             }
             Ok(Err(refusal)) => {
-                let text = format_args!("{} ({})", refusal.text, self.caller.id);
-                let reply = Reply::refusal(refusal.code, refusal.enhanced, text);
+                let reply = match refusal.code {
+                    // The sender's postmaster will ask ours about it, with the bounce in hand.
+                    500.. => Reply::refusal(
+                        refusal.code,
+                        refusal.enhanced,
+                        format_args!("{} ({})", refusal.text, self.caller.id),
+                    ),
+                    code => Reply::refusal(code, refusal.enhanced, refusal.text),
+                };
                 tracing::info!(%from, recipients, size_octets, %reply, "message refused");
                 if reply.code() >= 500 {
                     self.errors += 1;

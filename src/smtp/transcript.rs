@@ -53,17 +53,9 @@ pub(super) struct Ledger {
 #[error("the database is on fire")]
 pub(super) struct OnFire;
 
-pub(super) struct Received(usize);
-
-impl fmt::Display for Received {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "message {}", self.0)
-    }
-}
-
 impl Backend for Ledger {
     type Recipient = Address;
-    type Receipt = Received;
+    type Receipt = String;
     type Error = OnFire;
 
     async fn route(&self, to: &Address) -> Result<Routed<Address>, OnFire> {
@@ -82,7 +74,7 @@ impl Backend for Ledger {
         envelope: Envelope,
         recipients: Vec<Address>,
         raw: Vec<u8>,
-    ) -> Result<Received, Refusal> {
+    ) -> Result<String, Refusal> {
         assert_eq!(envelope.recipients, recipients);
         let text = String::from_utf8_lossy(&raw);
         if text.contains("Subject: forged") {
@@ -93,7 +85,11 @@ impl Backend for Ledger {
         }
         let mut received = self.received.lock().unwrap();
         received.push((envelope, raw));
-        Ok(Received(received.len()))
+        Ok(format!("message {}", received.len()))
+    }
+
+    fn name(receipt: &String) -> &str {
+        receipt
     }
 }
 
