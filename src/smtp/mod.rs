@@ -33,19 +33,45 @@ use tracing::Instrument;
 use crate::address::Address;
 use crate::config::limits;
 use crate::envelope::Envelope;
+use crate::floor::Floor;
 use crate::ids;
+use crate::inbox::{self, InboxError, Receipt, Recipient, Refusal, Route};
 use crate::smtp::door::{Door, Full};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::Caller;
 use crate::tls::Tls;
+
+/// How long to leave the listener alone after it failed: what fails here is almost always the limit of open
+/// files, which only time cures.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Octets of randomness in a session's id: enough to find one session in a log.
+const ID_OCTETS: usize = 5;
+
+/// Serves one listener until `shutdown`; returns when the last session has ended.
+pub async fn serve(floor: Arc<Floor>, listener: TcpListener, shutdown: CancellationToken) {
+    let config = &floor.config;
+    let first_domain = config.domains.first().unwrap_or(&config.hostname);
+    let house = House {
+        hostname: config.hostname.clone(),
+        first_domain: first_domain.clone(),
+        max_message_size: config.smtp.max_message_size,
+        error_pause: limits::SMTP_ERROR_PAUSE,
+        tls: floor.tls.clone(),
+        budget: data::Budget::new(limits::SMTP_DATA_BUDGET),
+        backend: floor,
+    };
+    let door = Door::new(limits::SMTP_SESSIONS, limits::SMTP_SESSIONS_PER_PEER);
+    run(house, door, listener, shutdown).await;
+}
 
 /// What the sessions of one listener share.
 pub(crate) struct House<B> {
     pub(crate) backend: B,
     /// What we call ourselves.
     pub(crate) hostname: String,
-    /// Where `<postmaster>` without a domain goes: RFC 5321 §4.5.1.
-    pub(crate) postmaster: Address,
+    /// Whose postmaster `<postmaster>` without a domain is: RFC 5321 §4.5.1.
+    pub(crate) first_domain: String,
     /// Octets, announced as SIZE.
     pub(crate) max_message_size: u64,
     /// How long the answer to an error waits, after the first few.
@@ -87,19 +113,32 @@ pub(crate) enum Routed<R> {
     NotOurs,
 }
 
-#[derive(Debug)]
-pub(crate) struct Refusal {
-    pub(crate) code: u16,
-    pub(crate) enhanced: &'static str,
-    pub(crate) text: String,
+impl Backend for Arc<Floor> {
+    type Recipient = Recipient;
+    type Receipt = Receipt;
+    type Error = InboxError;
+
+    async fn route(&self, to: &Address) -> Result<Routed<Recipient>, InboxError> {
+        Ok(match inbox::route(self, to).await? {
+            Route::Inbox(recipient) => Routed::Accepted(recipient),
+            Route::UnknownInbox => Routed::Unknown,
+            Route::NotOurs => Routed::NotOurs,
+        })
+    }
+
+    async fn receive(
+        &self,
+        envelope: Envelope,
+        recipients: Vec<Recipient>,
+        raw: Vec<u8>,
+    ) -> Result<Receipt, Refusal> {
+        inbox::receive(self, envelope, recipients, raw).await
+    }
+
+    fn name(receipt: &Receipt) -> &str {
+        receipt.id()
+    }
 }
-
-/// How long to leave the listener alone after it failed: what fails here is almost always the limit of open
-/// files, which only time cures.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Octets of randomness in a session's id: enough to find one session in a log.
-const ID_OCTETS: usize = 5;
 
 /// Accepts until `shutdown`, then waits for messages under way, `limits::STOP_GRACE` at most.
 async fn run<B: Backend>(

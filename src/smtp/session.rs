@@ -195,7 +195,10 @@ impl<'h, B: Backend> Session<'h, B> {
             }
             ForwardPath::Mailbox { address, .. } => address,
             // RFC 5321 §4.5.1: must be accepted, as if it were of our first domain.
-            ForwardPath::Postmaster => self.house.postmaster.clone(),
+            ForwardPath::Postmaster => match format!("postmaster@{}", self.house.first_domain).parse() {
+                Ok(address) => address,
+                Err(_) => return Step::Say(CommandError::RecipientAddress.reply()),
+            },
         };
         let key = address.key();
         if transaction.paths.iter().any(|path| path.key() == key) {

@@ -46,8 +46,10 @@ pub(super) fn corpus(name: &str) -> Option<PathBuf> {
 /// Knows `ada`, `bob` and `postmaster` at agents.example and @testserver's `user`; remembers what came.
 #[derive(Clone, Default)]
 pub(super) struct Ledger {
-    pub(super) received: Arc<Mutex<Vec<(Envelope, Vec<u8>)>>>,
+    pub(super) received: Arc<Mutex<Vec<Received>>>,
 }
+
+pub(super) type Received = (Envelope, Vec<u8>);
 
 #[derive(Debug, thiserror::Error)]
 #[error("the database is on fire")]
@@ -103,7 +105,7 @@ pub(super) fn house(ledger: &Ledger) -> House<Ledger> {
     House {
         backend: ledger.clone(),
         hostname: "mx.agents.example".into(),
-        postmaster: "postmaster@agents.example".parse().unwrap(),
+        first_domain: "agents.example".into(),
         max_message_size: 64 * 1024,
         error_pause: Duration::from_millis(1),
         tls: TLS.clone(),
