@@ -155,6 +155,10 @@ impl Server {
             _lock: lock,
         };
         server.start_workers();
+        for listener in smtp {
+            let (floor, shutdown) = server.for_task();
+            server.spawn("SMTP listener", crate::smtp::serve(floor, listener, shutdown));
+        }
         for listener in http {
             let (floor, shutdown) = server.for_task();
             server.spawn("HTTP listener", crate::api::serve(floor, listener, shutdown));

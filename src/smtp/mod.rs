@@ -195,7 +195,7 @@ async fn attend<B: Backend>(
     ip: IpAddr,
     shutdown: CancellationToken,
 ) {
-    let caller = Caller { id: ids::base32(&ids::random_bytes::<ID_OCTETS>()), ip };
+    let caller = Caller { id: ids::random_token::<ID_OCTETS>(), ip };
     let span = tracing::info_span!("smtp", session = %caller.id, peer = %ip);
     // Every reply is one write that the peer waits for: nothing is gained by holding it back.
     let _ = stream.set_nodelay(true);
