@@ -18,6 +18,7 @@ mod crash;
 mod door;
 mod durable;
 mod hostile;
+mod house;
 mod limits;
 mod road;
 mod sdk;
