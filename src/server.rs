@@ -26,9 +26,10 @@ use crate::config::limits::STOP_GRACE;
 use crate::config::{Config, DatabaseUrl};
 use crate::dns::{DnsError, Resolver};
 use crate::floor::Floor;
+use crate::inbox;
 use crate::secrets::{Secrets, SecretsError};
 use crate::store::body::BodyStore;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, dkim_key};
 use crate::tls::{Tls, TlsError};
 
 mod admin_key;
@@ -57,6 +58,8 @@ pub enum ServerError {
     Tls(#[from] TlsError),
     #[error("DNS: {0}")]
     Dns(#[from] DnsError),
+    #[error("the operator's inboxes: {0}")]
+    OperatorInboxes(StoreError),
     #[error("bodies: {0}")]
     Bodies(StoreError),
     #[error("{key} {address}: {source}")]
@@ -107,7 +110,7 @@ pub async fn open_floor(config: Config, dev: bool) -> Result<Arc<Floor>, ServerE
     let store = Store::open(url, clock.clone())
         .await
         .map_err(|source| ServerError::Database { url: url.clone(), source })?;
-    let secrets = open_secrets(&config).await?;
+    let secrets = open_secrets(&config, &store).await?;
     let tls = Tls::open(&config.hostname, &config.data_dir, config.tls.files.as_ref())?;
     let floor = Floor {
         bodies: BodyStore::open(&config.storage.url).map_err(ServerError::Bodies)?,
@@ -130,11 +133,15 @@ fn make_data_dir(path: &Path) -> Result<(), ServerError> {
 
 /// The master key. A new one would make every sealed row unreadable without anybody noticing until mail
 /// goes out unsigned, so it is made only for a database that holds none.
-async fn open_secrets(config: &Config) -> Result<Secrets, ServerError> {
+async fn open_secrets(config: &Config, store: &Store) -> Result<Secrets, ServerError> {
     let path = &config.secrets.master_key_file;
+    let sealed: Result<bool, StoreError> = store.read(|tx| Box::pin(dkim_key::any(tx))).await;
+    let sealed =
+        sealed.map_err(|source| ServerError::Database { url: config.database.url.clone(), source })?;
     let given = std::env::var("GATEPOST_MASTER_KEY").ok().filter(|key| !key.is_empty());
     let secrets = match given {
         Some(key) => Secrets::from_text(&key, "GATEPOST_MASTER_KEY")?,
+        None if sealed && !path.exists() => return Err(ServerError::NoMasterKey(path.clone())),
         None => Secrets::open_or_create(path)?,
     };
     Ok(secrets)
@@ -145,6 +152,7 @@ impl Server {
         let lock = lock(&config)?;
         let floor = open_floor(config, dev).await?;
         ensure_admin_key(&floor).await?;
+        inbox::ensure_operator_inboxes(&floor).await.map_err(ServerError::OperatorInboxes)?;
         let smtp = bind("smtp.listen", &floor.config.smtp.listen).await?;
         let http = bind("http.listen", &floor.config.http.listen).await?;
         let mut server = Server {

@@ -36,6 +36,11 @@ pub async fn of_domain(tx: &mut Tx, domain: &str) -> Result<Vec<DkimKeyRow>, Sto
         .collect()
 }
 
+/// Whether there is any key at all: a master key that is made anew would open none of them.
+pub async fn any(tx: &mut Tx) -> Result<bool, StoreError> {
+    Ok(tx.row("SELECT domain FROM dkim_key LIMIT 1", &[]).await?.is_some())
+}
+
 /// Stores a key unless there is one under that selector: of two nodes that start at once, one makes the key.
 pub async fn insert(tx: &mut Tx, key: &DkimKeyRow) -> Result<(), StoreError> {
     tx.execute(
