@@ -2,6 +2,7 @@
 
 mod client;
 pub mod compose;
+pub mod dkim;
 pub mod header;
 mod reply;
 pub mod return_path;

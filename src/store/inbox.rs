@@ -317,3 +317,20 @@ pub async fn place(
     .await?;
     Ok(uid)
 }
+
+/// The inbox, locked until the end of the transaction: nobody else sends from it or delivers into it.
+pub async fn lock(tx: &mut Tx, key: InboxKey) -> Result<Option<Inbox>, StoreError> {
+    let sql = tx.either(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM inbox WHERE pod_key = $1 AND inbox_key = $2 AND deleted_at IS NULL"
+        ),
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM inbox WHERE pod_key = $1 AND inbox_key = $2 AND deleted_at IS NULL FOR UPDATE"
+        ),
+    );
+    tx.row(sql, &[key.pod.into(), key.inbox.into()]).await?.as_ref().map(from_row).transpose()
+}

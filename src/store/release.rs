@@ -1,0 +1,73 @@
+//! What was released to the queue, with a running sum: how many recipients any sliding window holds is one
+//! subtraction, however many were sent. Read and written under the inbox's lock, so that it is exact.
+
+use super::{StoreError, Tx};
+use crate::clock::Millis;
+use crate::ids::InboxKey;
+
+/// The end of an inbox's sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Latest {
+    pub released_at: Millis,
+    pub total: i64,
+}
+
+pub(crate) async fn latest(tx: &mut Tx, inbox: InboxKey) -> Result<Latest, StoreError> {
+    let row = tx
+        .row(
+            "SELECT released_at, total FROM release WHERE pod_key = $1 AND inbox_key = $2
+             ORDER BY released_at DESC, release_key DESC LIMIT 1",
+            &[inbox.pod.into(), inbox.inbox.into()],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(Latest::default()) };
+    Ok(Latest { released_at: row.get(0)?, total: row.get(1)? })
+}
+
+/// The sum of everything released at `cutoff` or before.
+pub(crate) async fn total_until(tx: &mut Tx, inbox: InboxKey, cutoff: Millis) -> Result<i64, StoreError> {
+    let row = tx
+        .row(
+            "SELECT total FROM release WHERE pod_key = $1 AND inbox_key = $2 AND released_at <= $3
+             ORDER BY released_at DESC, release_key DESC LIMIT 1",
+            &[inbox.pod.into(), inbox.inbox.into(), cutoff.into()],
+        )
+        .await?;
+    row.map_or(Ok(0), |row| row.get(0))
+}
+
+/// When the release was made that brought the sum to `total`.
+pub(crate) async fn reached(tx: &mut Tx, inbox: InboxKey, total: i64) -> Result<Option<Millis>, StoreError> {
+    let row = tx
+        .row(
+            "SELECT released_at FROM release WHERE pod_key = $1 AND inbox_key = $2 AND total >= $3
+             ORDER BY released_at, release_key LIMIT 1",
+            &[inbox.pod.into(), inbox.inbox.into(), total.into()],
+        )
+        .await?;
+    row.map(|row| row.get(0)).transpose()
+}
+
+pub(crate) async fn add(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    message_key: i64,
+    released_at: Millis,
+    recipients: i64,
+    total: i64,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO release (pod_key, inbox_key, release_key, released_at, recipients, total)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+        &[
+            inbox.pod.into(),
+            inbox.inbox.into(),
+            message_key.into(),
+            released_at.into(),
+            recipients.into(),
+            total.into(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
