@@ -54,7 +54,9 @@ impl Decision {
 
     pub fn reasons(&self) -> &[Reason] {
         match self {
-            Decision::Automatic { reasons } | Decision::Review { reasons } | Decision::Blocked { reasons } => reasons,
+            Decision::Automatic { reasons }
+            | Decision::Review { reasons }
+            | Decision::Blocked { reasons } => reasons,
         }
     }
 }

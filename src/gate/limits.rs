@@ -64,7 +64,9 @@ pub(super) async fn reserve(
             true => release::reached(tx, inbox, leaves).await?.map(|released| released + window + 1),
             false => None,
         };
-        let say = format!("{used} of {limit} recipients were released in the last {name}; {recipients} more do not fit.");
+        let say = format!(
+            "{used} of {limit} recipients were released in the last {name}; {recipients} more do not fit."
+        );
         let fix = match retry_at {
             Some(at) => format!("Send again at {}, or have an admin raise the limit.", rfc3339(at)),
             None => format!("Send to at most {limit} recipients at once, or have an admin raise the limit."),

@@ -168,7 +168,9 @@ async fn transact(floor: &Arc<Floor>, job: Arc<Job>) -> Result<Outcome, SendErro
     };
     match run(job).await {
         // Somebody else committed under the same Idempotency-Key just now: the second look finds the answer.
-        Err(SendError::Store(e)) if e.is_conflict() && again.request.idempotency.is_some() => run(again).await,
+        Err(SendError::Store(e)) if e.is_conflict() && again.request.idempotency.is_some() => {
+            run(again).await
+        }
         outcome => outcome,
     }
 }
@@ -195,9 +197,9 @@ async fn context(
                 let inbox = inbox::by_key(tx, inbox_key).await?.ok_or(SendError::NotFound)?;
                 let parent = match kind {
                     SendKind::New => None,
-                    SendKind::Reply { message_key, .. } => Some(
-                        message::by_key(tx, inbox_key, message_key).await?.ok_or(SendError::NotFound)?,
-                    ),
+                    SendKind::Reply { message_key, .. } => {
+                        Some(message::by_key(tx, inbox_key, message_key).await?.ok_or(SendError::NotFound)?)
+                    }
                 };
                 Ok((inbox, parent))
             })
@@ -262,16 +264,21 @@ async fn check_work(tx: &mut Tx, job: &Job, thread: Option<&Thread>) -> Result<O
         }
         let held = work::held(tx, *item, *fence).await?;
         if thread.is_some_and(|t| t.thread_key != held.thread_key) {
-            let message = "the work item belongs to another thread than the message that is answered".to_owned();
+            let message =
+                "the work item belongs to another thread than the message that is answered".to_owned();
             return Err(SendError::Invalid { field: "work_item_id", message });
         }
         return Ok(None);
     }
     let Some(thread) = thread else { return Ok(None) };
-    let Some(item) = work_item::latest_of_thread(tx, job.inbox, thread.thread_key).await? else { return Ok(None) };
+    let Some(item) = work_item::latest_of_thread(tx, job.inbox, thread.thread_key).await? else {
+        return Ok(None);
+    };
     let alive = item.lease.as_ref().filter(|lease| lease.expires_at > tx.now());
     match (item.state, alive) {
-        (ItemState::Claimed, Some(lease)) if lease.key_id != Some(job.who.key_id) => Err(SendError::LeaseHeld),
+        (ItemState::Claimed, Some(lease)) if lease.key_id != Some(job.who.key_id) => {
+            Err(SendError::LeaseHeld)
+        }
         (ItemState::Available, _) => Ok(Some(item)),
         _ => Ok(None),
     }
@@ -282,7 +289,10 @@ async fn decide(tx: &mut Tx, job: &Job, inbox: &Inbox) -> Result<(Decision, Rese
     let recipients = &job.prepared.recipients;
     let mut reasons = Vec::new();
     if recipients.len() > MAX_RECIPIENTS {
-        let say = format!("{} recipients are more than the {MAX_RECIPIENTS} that one message may have.", recipients.len());
+        let say = format!(
+            "{} recipients are more than the {MAX_RECIPIENTS} that one message may have.",
+            recipients.len()
+        );
         reasons.push(Reason::new("too_many_recipients", say, "Send several messages."));
     }
     let said = list::check(tx, job.inbox, ListDirection::Send, recipients).await?;
@@ -291,8 +301,14 @@ async fn decide(tx: &mut Tx, job: &Job, inbox: &Inbox) -> Result<(Decision, Rese
     }
     let names: Vec<String> = recipients.iter().map(crate::address::Address::key).collect();
     for found in suppression::among(tx, job.inbox.pod, &names).await? {
-        let say = format!("{} is suppressed ({}): mail to it would hurt the domain's reputation.", found.address, found.reason);
-        let fix = format!("Use another address, or have an admin lift it: DELETE /v1/suppressions/{}", found.address);
+        let say = format!(
+            "{} is suppressed ({}): mail to it would hurt the domain's reputation.",
+            found.address, found.reason
+        );
+        let fix = format!(
+            "Use another address, or have an admin lift it: DELETE /v1/suppressions/{}",
+            found.address
+        );
         reasons.push(Reason::new("suppressed", say, fix).with([found.address, found.reason]));
     }
     let (reservation, over) = limits::reserve(tx, job.inbox, inbox.limits, recipients.len() as i64).await?;
@@ -334,7 +350,8 @@ async fn note_refusal(tx: &mut Tx, job: &Job, reasons: &[Reason]) -> Result<(), 
         action: "message.refused",
         inbox: Some(job.inbox),
         object: &job.prepared.composition.message_id,
-        detail: serde_json::json!({ "rules": rules, "recipients": job.prepared.recipients.len() }).to_string(),
+        detail: serde_json::json!({ "rules": rules, "recipients": job.prepared.recipients.len() })
+            .to_string(),
     };
     audit::record(tx, entry).await?;
     Ok(())

@@ -44,8 +44,15 @@ pub(super) async fn release(
     body::insert(tx, job.inbox, message.message_key, &job.body).await?;
     inbox::place(tx, job.inbox, MAILBOX_SENT, message.message_key, message.modseq).await?;
     enqueue(tx, job, message.message_key, reserved.first + 2).await?;
-    release::add(tx, job.inbox, message.message_key, reservation.at, reservation.recipients, reservation.total)
-        .await?;
+    release::add(
+        tx,
+        job.inbox,
+        message.message_key,
+        reservation.at,
+        reservation.recipients,
+        reservation.total,
+    )
+    .await?;
     if let Some(item) = item {
         work::answered(tx, item).await?;
     }
@@ -65,11 +72,11 @@ pub(super) async fn release(
 }
 
 fn record_of(job: &Job, now: i64, message_key: i64, thread_key: i64, modseq: i64) -> Message {
-    let texts = |list: &[Named]| {
-        list.iter()
-            .map(|(name, address)| name.as_ref().map_or(address.to_string(), |n| format!("{n} <{address}>")))
-            .collect::<Vec<_>>()
+    let text = |(name, address): &Named| match name {
+        Some(name) => format!("{name} <{address}>"),
+        None => address.to_string(),
     };
+    let texts = |list: &[Named]| list.iter().map(text).collect::<Vec<_>>();
     let composition = &job.prepared.composition;
     let mut labels = vec!["sent".to_owned()];
     for label in &job.request.labels {
@@ -90,7 +97,7 @@ fn record_of(job: &Job, now: i64, message_key: i64, thread_key: i64, modseq: i64
         reached_by: None,
         reverse_path: None,
         from_address: Some(composition.from.1.key()),
-        from_text: texts(std::slice::from_ref(&composition.from)).remove(0),
+        from_text: text(&composition.from),
         to: texts(&job.prepared.to),
         cc: texts(&job.prepared.cc),
         bcc: texts(&job.prepared.bcc),

@@ -140,7 +140,11 @@ fn parse_named(field: &'static str, text: &str) -> Result<Named, SendError> {
 /// answers our own message goes to whom that one went to.
 fn answer_to(parent: &Message, all: bool, own: &Address) -> (Vec<Named>, Vec<Named>) {
     let parse = |texts: &[String]| -> Vec<Named> {
-        texts.iter().filter_map(|text| parse_named("to", text).ok()).filter(|(_, a)| a.key() != own.key()).collect()
+        texts
+            .iter()
+            .filter_map(|text| parse_named("to", text).ok())
+            .filter(|(_, a)| a.key() != own.key())
+            .collect()
     };
     let mut to = match parent.direction {
         Direction::Out => parse(&parent.to),
@@ -190,8 +194,11 @@ fn subject(request: &SendRequest, parent: Option<&Message>) -> Result<String, Se
 /// The parent's References and the parent, RFC 5322 §3.6.4.
 fn references(parent: &Message) -> Vec<String> {
     let structure = &parent.structure;
-    let older =
-        if structure.references.is_empty() { structure.in_reply_to.get(..1).unwrap_or_default() } else { &structure.references };
+    let older = if structure.references.is_empty() {
+        structure.in_reply_to.get(..1).unwrap_or_default()
+    } else {
+        &structure.references
+    };
     older.iter().cloned().chain(parent.rfc_message_id.clone()).collect()
 }
 

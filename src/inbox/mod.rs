@@ -30,9 +30,9 @@ use crate::verify;
 use crate::verify::verdict::{DmarcPolicy, Verdict};
 
 use place::{Placed, in_lock_order, log_name, place, would_refuse};
-#[allow(unused_imports)]
+
 pub(crate) use place::{add_to_thread, new_thread};
-#[allow(unused_imports)]
+
 pub(crate) use subject::take_apart;
 
 /// Parsing more than this blocks a thread for long enough to move it off the async ones.

@@ -30,7 +30,8 @@ pub(crate) async fn put(
     answer: &str,
     since: Millis,
 ) -> Result<(), StoreError> {
-    tx.execute("DELETE FROM idempotency WHERE name = $1 AND created_at < $2", &[name.into(), since.into()]).await?;
+    tx.execute("DELETE FROM idempotency WHERE name = $1 AND created_at < $2", &[name.into(), since.into()])
+        .await?;
     tx.execute(
         "INSERT INTO idempotency (name, request_hash, answer, created_at) VALUES ($1, $2, $3, $4)",
         &[name.into(), request_hash.into(), answer.into(), tx.now().into()],

@@ -22,7 +22,7 @@ use crate::store::work_item::{self, ItemState, Lease, WorkItem};
 use crate::store::{StoreError, Tx};
 
 pub use claim::{ClaimRequest, Claimed, claim, unclaim};
-#[allow(unused_imports)]
+
 pub(crate) use raise::{Arrived, answered, raise};
 
 /// Lease lengths in seconds, DESIGN.md §6; 12 hours is SQS's cap as well.
