@@ -31,6 +31,8 @@ const CACHED_ANSWERS: u64 = 4096;
 const LONGEST_POSITIVE: Duration = Duration::from_secs(3600);
 /// RFC 2308 §5 allows up to three hours; a record that was just added should be seen sooner.
 const LONGEST_NEGATIVE: Duration = Duration::from_secs(300);
+/// Some servers send no SOA with "no": without this each message would ask them again.
+const SHORTEST_NEGATIVE: Duration = Duration::from_secs(5);
 /// The largest UDP answer asked for: it avoids fragments (RFC 9715 §3.1).
 const UDP_PAYLOAD: u16 = 1232;
 /// Requests under way on one connection; each inbound session asks a handful at once.
@@ -98,6 +100,7 @@ impl Resolver {
         options.cache_size = CACHED_ANSWERS;
         options.positive_max_ttl = Some(LONGEST_POSITIVE);
         options.negative_max_ttl = Some(LONGEST_NEGATIVE);
+        options.negative_min_ttl = Some(SHORTEST_NEGATIVE);
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
         options.edns_payload_len = UDP_PAYLOAD;
         options.max_active_requests = ACTIVE_REQUESTS;
@@ -223,5 +226,72 @@ impl From<NetError> for DnsError {
             },
             _ => DnsError::Temporary(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+#[path = "dns_zone.rs"]
+pub(crate) mod zone;
+
+#[cfg(test)]
+mod tests {
+    use super::zone::Zone;
+    use super::*;
+
+    #[tokio::test]
+    async fn three_kinds_of_no_answer() {
+        let zone = Zone::new().mx("a.example", 10, "mx.a.example").broken("broken.example").start().await;
+        let dns = zone.resolver();
+        assert_eq!(dns.mx("nowhere.example").await, Err(DnsError::NotFound));
+        assert_eq!(dns.txt("a.example").await, Err(DnsError::Empty));
+        assert!(dns.mx("broken.example").await.unwrap_err().is_temporary());
+        assert_eq!(dns.mx("no name at all..").await, Err(DnsError::NotFound));
+    }
+
+    #[tokio::test]
+    async fn what_delivery_asks() {
+        let zone = Zone::new()
+            .mx("a.example", 20, "Backup.A.example")
+            .mx("a.example", 10, "mx.a.example")
+            .mx("null.example", 0, ".")
+            .a("mx.a.example", "192.0.2.1")
+            .aaaa("mx.a.example", "2001:db8::1")
+            .a("four.example", "192.0.2.4")
+            .cname("alias.example", "four.example")
+            .txt("t.example", &["v=spf1 ", "-all"])
+            .ptr("192.0.2.1", "mx.a.example")
+            .start()
+            .await;
+        let dns = zone.resolver();
+        let mx = |preference, exchange: &str| Mx { preference, exchange: exchange.into() };
+        let all = dns.mx("A.example").await.unwrap();
+        assert_eq!(all, [mx(10, "mx.a.example"), mx(20, "backup.a.example")]);
+        assert_eq!(dns.mx("null.example").await.unwrap(), [mx(0, ".")]);
+        let both = dns.addresses("mx.a.example").await.unwrap();
+        assert_eq!(both, ["192.0.2.1".parse::<IpAddr>().unwrap(), "2001:db8::1".parse().unwrap()]);
+        assert_eq!(dns.addresses("alias.example").await.unwrap().len(), 1);
+        assert_eq!(dns.addresses("a.example").await, Err(DnsError::Empty));
+        assert_eq!(dns.txt("t.example").await.unwrap(), ["v=spf1 -all"]);
+        assert_eq!(dns.ptr("192.0.2.1".parse().unwrap()).await.unwrap(), ["mx.a.example"]);
+    }
+
+    #[tokio::test]
+    async fn answers_are_remembered_yes_and_no() {
+        let zone = Zone::new().txt("t.example", &["x"]).start().await;
+        let dns = zone.resolver();
+        for _ in 0..3 {
+            assert!(dns.txt("t.example").await.is_ok());
+            assert_eq!(dns.txt("gone.example").await, Err(DnsError::NotFound));
+        }
+        assert_eq!(zone.questions(), 2);
+    }
+
+    /// A name server that never answers must not hold anybody longer than the deadline.
+    #[tokio::test]
+    async fn silence_is_temporary_and_bounded() {
+        let dns = Zone::new().start_silent().await;
+        let before = tokio::time::Instant::now();
+        assert!(dns.resolver().mx("a.example").await.unwrap_err().is_temporary());
+        assert!(before.elapsed() <= QUESTION + Duration::from_millis(500));
     }
 }
