@@ -309,7 +309,7 @@ fn take_tls(s: &mut Settings) -> Option<TlsFiles> {
     let key = s.take("tls.key", path_optional, || None);
     let acme = s.take("tls.acme", values::boolean, || false);
     s.take("tls.acme_email", values::address, || None);
-    s.take("tls.acme_directory", |v| optional(v, |text| values::https(text)), || None);
+    s.take("tls.acme_directory", |v| optional(v, values::https), || None);
     if acme {
         s.problem("tls.acme", "is not built yet: set tls.cert and tls.key to files that certbot, lego or acme.sh renew, and reload with SIGHUP");
     }
