@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::limits::STOP_GRACE;
 use crate::config::{Config, DatabaseUrl};
+use crate::deliver::dkim::{self, DkimError, Signers};
 use crate::dns::{DnsError, Resolver};
 use crate::floor::Floor;
 use crate::inbox;
@@ -58,6 +59,8 @@ pub enum ServerError {
     Tls(#[from] TlsError),
     #[error("DNS: {0}")]
     Dns(#[from] DnsError),
+    #[error(transparent)]
+    Dkim(#[from] DkimError),
     #[error("the operator's inboxes: {0}")]
     OperatorInboxes(StoreError),
     #[error("bodies: {0}")]
@@ -152,6 +155,9 @@ impl Server {
         let lock = lock(&config)?;
         let floor = open_floor(config, dev).await?;
         ensure_admin_key(&floor).await?;
+        dkim::make_missing(&floor.store, &floor.secrets, &floor.config.domains).await?;
+        // A key that does not open is found here, not when mail goes out unsigned.
+        Signers::load(&floor.store, &floor.secrets, &floor.config.domains).await?;
         inbox::ensure_operator_inboxes(&floor).await.map_err(ServerError::OperatorInboxes)?;
         let smtp = bind("smtp.listen", &floor.config.smtp.listen).await?;
         let http = bind("http.listen", &floor.config.http.listen).await?;

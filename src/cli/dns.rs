@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Args;
 
-use super::records::{self, DkimRecord, State, Wanted};
+use super::records::{self, State, Wanted};
 use crate::address::normalize_domain;
 use crate::config::Config;
+use crate::deliver::dkim;
 use crate::floor::Floor;
 use crate::server::open_floor;
 
@@ -47,6 +48,7 @@ impl Dns {
 
 /// The records of one domain, its DKIM keys (made where there are none) among them.
 pub(super) async fn for_domain(floor: &Floor, domain: &str) -> anyhow::Result<Vec<Wanted>> {
-    let dkim: Vec<DkimRecord> = vec![];
-    Ok(records::wanted(&floor.config, domain, &dkim))
+    dkim::make_missing(&floor.store, &floor.secrets, &[domain.to_owned()]).await?;
+    let keys = dkim::records(&floor.store, domain).await?;
+    Ok(records::wanted(&floor.config, domain, &keys))
 }

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use crate::config::Config;
+use crate::deliver::dkim::DnsRecord;
 use crate::dns::{DnsError, Resolver};
 
 /// One record that should stand in somebody's zone.
@@ -49,15 +50,9 @@ pub(crate) enum State {
     Unknown(String),
 }
 
-/// A DKIM key as it is published.
-pub(crate) struct DkimRecord {
-    pub(crate) name: String,
-    pub(crate) value: String,
-}
-
 const THIS_SERVER: &str = "<this server's public IPv4; and AAAA for IPv6>";
 
-pub(crate) fn wanted(config: &Config, domain: &str, dkim: &[DkimRecord]) -> Vec<Wanted> {
+pub(crate) fn wanted(config: &Config, domain: &str, dkim: &[DnsRecord]) -> Vec<Wanted> {
     let host = &config.hostname;
     let record = |name: &str, kind, value: String, why| Wanted {
         name: name.to_owned(),
@@ -89,7 +84,7 @@ pub(crate) fn wanted(config: &Config, domain: &str, dkim: &[DkimRecord]) -> Vec<
     }
     for key in dkim {
         let why = "DKIM: the key that our signatures are checked with";
-        records.push(record(&key.name, Kind::Text("v=DKIM1"), key.value.clone(), why));
+        records.push(record(&key.name, Kind::Text("v=DKIM1"), unquoted(&key.value), why));
     }
     records.push(record(
         &format!("_dmarc.{domain}"),
@@ -110,6 +105,11 @@ pub(crate) fn wanted(config: &Config, domain: &str, dkim: &[DkimRecord]) -> Vec<
         "MTA-STS: only with a verifiable certificate, and the policy file served by your web server",
     ));
     records
+}
+
+/// The text of a zone file's strings: what a resolver answers, and what is compared.
+fn unquoted(strings: &str) -> String {
+    strings.split('"').skip(1).step_by(2).collect()
 }
 
 impl Wanted {
@@ -213,9 +213,10 @@ mod tests {
     fn the_records_of_a_domain_are_complete_and_fit_a_zone_file() {
         let text = "hostname = \"mx.agents.example\"\ndomains = [\"agents.example\"]";
         let config = Config::parse(Path::new("gatepost.toml"), text, std::iter::empty()).unwrap();
-        let dkim = [DkimRecord {
+        let dkim = [DnsRecord {
             name: "r1._domainkey.agents.example".into(),
-            value: format!("v=DKIM1; k=rsa; p={}", "A".repeat(392)),
+            kind: "TXT",
+            value: format!("\"v=DKIM1; k=rsa; p={}\" \"{}\"", "A".repeat(200), "A".repeat(192)),
         }];
         let lines: Vec<String> = wanted(&config, "agents.example", &dkim).iter().map(Wanted::line).collect();
         assert!(lines.contains(&"agents.example. MX 10 mx.agents.example.".to_owned()));
