@@ -15,6 +15,7 @@
 
 mod corpora;
 mod crash;
+mod dev;
 mod door;
 mod durable;
 mod hostile;

@@ -1,8 +1,8 @@
-"""An independent look at our signatures: verify_dkim.py FOLDER, with mail.eml and records.json in it.
+"""An independent look at our signatures: verify_dkim.py FOLDER, with mail.eml and records.txt in it.
 
 Prints one line for each DKIM-Signature: algorithm, domain, pass or fail.
 """
-import json, pathlib, re, sys
+import pathlib, re, sys
 import dkim
 
 folder = pathlib.Path(sys.argv[1])
@@ -11,18 +11,10 @@ message = (folder / "mail.eml").read_bytes().replace(b"\r\n", b"\n").replace(b"\
 zone = {}
 
 
-def walk(node):
-    """Every record of type TXT, wherever it stands in the JSON."""
-    if isinstance(node, dict):
-        if str(node.get("type", node.get("kind", ""))).upper() == "TXT":
-            zone[node["name"].rstrip(".").lower()] = node["value"].strip('"').encode()
-        node = list(node.values())
-    if isinstance(node, list):
-        for child in node:
-            walk(child)
-
-
-walk(json.loads((folder / "records.json").read_text()))
+for line in (folder / "records.txt").read_text().splitlines():
+    # As `gatepost dns` prints them, in the form of a zone file: NAME. … TXT "string" "string"
+    if match := re.match(r'(\S+?)\.?\s.*?\bTXT\s+(".*")', line):
+        zone[match[1].lower()] = "".join(re.findall(r'"([^"]*)"', match[2])).encode()
 
 
 def txt(name, timeout=5):
