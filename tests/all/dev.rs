@@ -40,7 +40,8 @@ impl Dev {
         let mut printed = String::new();
         // The last of the commands shows what was captured.
         while !printed.lines().last().is_some_and(|line| line.contains("/v1/dev/captured")) {
-            let line = heard.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("it stopped talking:\n{printed}"));
+            let line =
+                heard.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("it stopped talking:\n{printed}"));
             printed.push_str(&line);
             printed.push('\n');
         }
@@ -82,7 +83,8 @@ async fn the_commands() -> Option<()> {
         .expect("sh");
     shell.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
     let output = tokio::task::spawn_blocking(|| shell.wait_with_output()).await.unwrap().unwrap();
-    let said = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
+    let said =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
     assert!(output.status.success(), "{commands}\n{said}");
     let last = said.lines().rfind(|line| !line.trim().is_empty()).expect("an answer");
     assert!(last.contains("Yes, from nine to five."), "the captured answer is not shown:\n{said}");

@@ -90,7 +90,8 @@ async fn there_and_back(setup: Setup) -> Option<()> {
 
     // The public halves, as an operator would set them.
     let mut records = std::process::Command::new(env!("CARGO_BIN_EXE_gatepost"));
-    let records = records.args(["dns", DOMAIN, "--config"]).arg(server.config_file()).output().expect("gatepost dns");
+    let records =
+        records.args(["dns", DOMAIN, "--config"]).arg(server.config_file()).output().expect("gatepost dns");
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("mail.eml"), &arrived).unwrap();
     std::fs::write(folder.path().join("records.txt"), &records.stdout).unwrap();

@@ -8,7 +8,7 @@
 //! broken.example      SERVFAIL
 //! ```
 //!
-//! Records can be added while it runs. Everything is cached for a second at most.
+//! Records can be added while it runs. Answers may be cached for a second, or for as long as `ttl` says.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -35,7 +35,13 @@ enum Entry {
     ServFail,
 }
 
-type Zones = Arc<Mutex<Vec<(String, Entry)>>>;
+#[derive(Default)]
+struct Content {
+    entries: Vec<(String, Entry)>,
+    ttl: u32,
+}
+
+type Zones = Arc<Mutex<Content>>;
 
 /// Stops when it is dropped.
 pub struct Dns {
@@ -56,7 +62,7 @@ impl Dns {
     }
 
     async fn start_at(address: SocketAddr, zone: &str) -> Dns {
-        let zones: Zones = Arc::default();
+        let zones = Arc::new(Mutex::new(Content { entries: Vec::new(), ttl: 1 }));
         let udp = Arc::new(UdpSocket::bind(address).await.expect("DNS over UDP"));
         let tcp = TcpListener::bind(address).await.expect("DNS over TCP");
         let tasks =
@@ -75,13 +81,18 @@ impl Dns {
             let mut words = line.split_whitespace();
             let name = words.next().unwrap().trim_end_matches('.').to_ascii_lowercase();
             let kind = words.next().unwrap_or_else(|| panic!("no type: {line}"));
-            zones.push((name, entry(kind, &words.collect::<Vec<_>>().join(" "))));
+            zones.entries.push((name, entry(kind, &words.collect::<Vec<_>>().join(" "))));
         }
+    }
+
+    /// For how many seconds answers may be cached from now on.
+    pub fn ttl(&self, seconds: u32) {
+        self.zones.lock().unwrap().ttl = seconds;
     }
 
     /// Forgets every record of a name.
     pub fn remove(&self, name: &str) {
-        self.zones.lock().unwrap().retain(|(n, _)| n != name);
+        self.zones.lock().unwrap().entries.retain(|(n, _)| n != name);
     }
 
     /// `1.2.3.4` as the name under which its PTR record is looked up.
@@ -138,7 +149,7 @@ fn answer(zones: &Zones, question: &[u8]) -> Option<Message> {
     let mut name = query.name().clone();
     for _ in 0..8 {
         let wanted = name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
-        for (zone, entry) in zones.iter() {
+        for (zone, entry) in zones.entries.iter() {
             let inside = wanted == *zone || wanted.ends_with(&format!(".{zone}"));
             match entry {
                 Entry::Dead if inside => return None,
@@ -149,19 +160,19 @@ fn answer(zones: &Zones, question: &[u8]) -> Option<Message> {
                 _ => {}
             }
         }
-        let here = zones.iter().filter(|(n, _)| *n == wanted).collect::<Vec<_>>();
-        if here.is_empty() && !zones.iter().any(|(n, _)| n.ends_with(&format!(".{wanted}"))) {
+        let here = zones.entries.iter().filter(|(n, _)| *n == wanted).collect::<Vec<_>>();
+        if here.is_empty() && !zones.entries.iter().any(|(n, _)| n.ends_with(&format!(".{wanted}"))) {
             reply.metadata.response_code = ResponseCode::NXDomain;
         }
         let mut alias = None;
         for (_, entry) in here {
             if let Entry::Data(data) = entry {
                 if data.record_type() == query.query_type() {
-                    reply.add_answer(Record::from_rdata(name.clone(), 1, data.clone()));
+                    reply.add_answer(Record::from_rdata(name.clone(), zones.ttl, data.clone()));
                 } else if let RData::CNAME(target) = data
                     && query.query_type() != RecordType::CNAME
                 {
-                    reply.add_answer(Record::from_rdata(name.clone(), 1, data.clone()));
+                    reply.add_answer(Record::from_rdata(name.clone(), zones.ttl, data.clone()));
                     alias = Some(target.0.clone());
                 }
             }
@@ -174,7 +185,7 @@ fn answer(zones: &Zones, question: &[u8]) -> Option<Message> {
     if reply.answers.is_empty() {
         // RFC 2308 §3: without a SOA record a negative answer may not be cached, and some resolvers ask again.
         let soa = SOA::new(Name::root(), Name::root(), 1, 1, 1, 1, 1);
-        reply.add_authority(Record::from_rdata(Name::root(), 1, RData::SOA(soa)));
+        reply.add_authority(Record::from_rdata(Name::root(), zones.ttl, RData::SOA(soa)));
     }
     Some(reply)
 }

@@ -74,6 +74,10 @@ impl Sink {
         self.ledger.lock().unwrap().taken.clone()
     }
 
+    pub fn count(&self) -> usize {
+        self.ledger.lock().unwrap().taken.len()
+    }
+
     pub fn connections(&self) -> usize {
         self.ledger.lock().unwrap().connections
     }

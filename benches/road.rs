@@ -1,0 +1,292 @@
+//! How many messages a second come in, and how many go out: `cargo bench --bench road -- in|out [options]`.
+//!
+//! The server is a process of its own (release build) with its data on the disk of TMPDIR; the load generator, the DNS
+//! server and the remote mail server are this process, on the same cores. What is timed:
+//!
+//! * `in`: from the first connection to the last 250, for messages signed by 20 domains (RSA-2048, mean 9 KB): SPF,
+//!   DKIM and DMARC verified against the DNS server here, threaded, with a work item, durable.
+//! * `out`: from the first request to the remote's last 250: released by the API, signed twice, delivered by MX.
+//!
+//! Options: `--postgres`, `--messages N` (4000), `--connections N` (20), `--runs N` (3). Figures are in README.md.
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code)]
+
+#[path = "../tests/all/world/mod.rs"]
+mod world;
+
+use std::{
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mail_auth::{
+    common::crypto::{RsaKey, Sha256},
+    common::headers::HeaderWriter,
+    dkim::{Canonicalization, DkimSigner},
+};
+use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+};
+use world::{dns::Dns, postgres::Database, server::TestServer, sink::Sink, smtp::stuffed};
+
+const INBOXES: usize = 20;
+const DOMAINS: usize = 20;
+
+struct Options {
+    mode: String,
+    postgres: bool,
+    messages: usize,
+    connections: usize,
+    runs: usize,
+}
+
+fn options() -> Options {
+    let args = std::env::args().skip(1).filter(|arg| arg != "--bench").collect::<Vec<_>>();
+    let number = |name: &str, default| {
+        let at = args.iter().position(|arg| arg == name);
+        at.and_then(|at| args.get(at + 1)).and_then(|text| text.parse().ok()).unwrap_or(default)
+    };
+    Options {
+        mode: args.first().cloned().unwrap_or_default(),
+        postgres: args.iter().any(|arg| arg == "--postgres"),
+        messages: number("--messages", 4000),
+        connections: number("--connections", 20),
+        runs: number("--runs", 3),
+    }
+}
+
+#[tokio::main]
+async fn main() {
+    let options = options();
+    let database =
+        if options.postgres { Database::own_postgres().expect("PostgreSQL") } else { Database::Sqlite };
+    match options.mode.as_str() {
+        "in" => inbound(&options, &database).await,
+        "out" => outbound(&options, &database).await,
+        _ => {
+            eprintln!(
+                "cargo bench --bench road -- in|out [--postgres] [--messages N] [--connections N] [--runs N]"
+            )
+        }
+    }
+}
+
+async fn inbound(options: &Options, database: &Database) {
+    let dns = Dns::start("").await;
+    dns.ttl(3600);
+    let keys = (0..DOMAINS).map(|n| key(&dns, &format!("s{n}.example"))).collect::<Vec<_>>();
+    let server = start(database, &dns).await;
+    for run in 1..=options.runs {
+        let corpus = Arc::new(corpus(&keys, options.messages));
+        let mean = corpus.iter().map(Vec::len).sum::<usize>() / corpus.len();
+        println!("in: {} messages of {mean} bytes, {} connections", options.messages, options.connections);
+        let cpu = cpu_seconds(server.pid());
+        let (next, begun) = (Arc::new(AtomicUsize::new(0)), Instant::now());
+        let tasks = (0..options.connections)
+            .map(|_| tokio::spawn(connection(server.smtp, corpus.clone(), next.clone())))
+            .collect::<Vec<_>>();
+        let mut waits = Vec::new();
+        for task in tasks {
+            waits.extend(task.await.unwrap());
+        }
+        report(run, options.messages, begun.elapsed(), cpu_seconds(server.pid()) - cpu, waits);
+    }
+    let message = server.api.get("/v0/inboxes/u0@agents.example/messages?limit=1").await.ok();
+    let id = world::api::path_escape(message["messages"][0]["message_id"].as_str().unwrap());
+    let full = server.api.get(&format!("/v0/inboxes/u0@agents.example/messages/{id}")).await.ok();
+    println!("the last of them: {}", full["verdict"]);
+}
+
+/// Messages one after the other on one connection; gives the times from the final dot to the 250.
+async fn connection(
+    address: std::net::SocketAddr,
+    corpus: Arc<Vec<Vec<u8>>>,
+    next: Arc<AtomicUsize>,
+) -> Vec<Duration> {
+    let stream = TcpStream::connect(address).await.expect("connect");
+    stream.set_nodelay(true).expect("nodelay");
+    let mut wire = BufReader::new(stream);
+    let mut waits = Vec::new();
+    expect(&mut wire, "220").await;
+    wire.write_all(b"EHLO client.example\r\n").await.expect("EHLO");
+    expect(&mut wire, "250").await;
+    loop {
+        let n = next.fetch_add(1, Ordering::Relaxed);
+        let Some(message) = corpus.get(n) else { return waits };
+        let to = n % INBOXES;
+        let envelope = format!(
+            "MAIL FROM:<bounces@s{}.example>\r\nRCPT TO:<u{to}@agents.example>\r\nDATA\r\n",
+            n % DOMAINS
+        );
+        wire.write_all(envelope.as_bytes()).await.expect("envelope");
+        expect(&mut wire, "250").await;
+        expect(&mut wire, "250").await;
+        expect(&mut wire, "354").await;
+        let begun = Instant::now();
+        wire.write_all(message).await.expect("message");
+        expect(&mut wire, "250").await;
+        waits.push(begun.elapsed());
+    }
+}
+
+async fn expect(wire: &mut BufReader<TcpStream>, code: &str) {
+    loop {
+        let mut line = String::new();
+        wire.read_line(&mut line).await.expect("reply");
+        assert!(line.starts_with(code), "expected {code}, got {line:?}");
+        if line.as_bytes().get(3) == Some(&b' ') {
+            return;
+        }
+    }
+}
+
+/// Signed messages, ready for the wire, no two alike.
+fn corpus(keys: &[Pkcs8], count: usize) -> Vec<Vec<u8>> {
+    (0..count)
+        .map(|n| {
+            let domain = format!("s{}.example", n % DOMAINS);
+            let signer = DkimSigner::from_key(keys[n % DOMAINS].key())
+                .domain(&domain)
+                .selector("k1")
+                .headers(["From", "To", "Subject", "Date", "Message-ID"])
+                .header_canonicalization(Canonicalization::Relaxed)
+                .body_canonicalization(Canonicalization::Relaxed);
+            let mut body = String::new();
+            while body.len() < 2000 + (n * 7919) % 14000 {
+                let _ = write!(body, "Line {} of message {n}: {:016x}{:016x}\r\n", body.len(), n * 31, body.len() * 7);
+            }
+            let message = format!(
+                "From: Sender <a@{domain}>\r\nTo: u{}@agents.example\r\nSubject: Order {n}\r\n\
+                 Date: Sat, 21 Nov 2026 03:04:05 +0000\r\nMessage-ID: <{n}.{}@{domain}>\r\nMIME-Version: 1.0\r\n\
+                 Content-Type: text/plain; charset=utf-8\r\n\r\n{body}",
+                n % INBOXES,
+                world::dice(u64::MAX),
+            );
+            let signature = signer.sign(message.as_bytes()).expect("sign").to_header();
+            stuffed(format!("{signature}{message}").as_bytes())
+        })
+        .collect()
+}
+
+struct Pkcs8(Vec<u8>);
+
+impl Pkcs8 {
+    fn key(&self) -> RsaKey<Sha256> {
+        let der = rustls::pki_types::PrivatePkcs8KeyDer::from(self.0.clone());
+        RsaKey::<Sha256>::from_key_der(der.into()).expect("key")
+    }
+}
+
+/// A key for a domain, published with its SPF and DMARC records.
+fn key(dns: &Dns, domain: &str) -> Pkcs8 {
+    use aws_lc_rs::{
+        encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der},
+        rsa::{KeyPair, KeySize},
+        signature::KeyPair as _,
+    };
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let pair = KeyPair::generate(KeySize::Rsa2048).expect("RSA key");
+    let public: PublicKeyX509Der<'_> = pair.public_key().as_der().expect("public key");
+    let private: Pkcs8V1Der<'_> = pair.as_der().expect("private key");
+    dns.add(&format!(
+        "k1._domainkey.{domain} TXT v=DKIM1; k=rsa; p={}\n{domain} TXT v=spf1 ip4:127.0.0.0/8 -all\n\
+         _dmarc.{domain} TXT v=DMARC1; p=reject\n{domain} MX 10 mx.{domain}\n",
+        STANDARD.encode(public.as_ref()),
+    ));
+    Pkcs8(private.as_ref().to_vec())
+}
+
+async fn outbound(options: &Options, database: &Database) {
+    let sink = Sink::start().await;
+    let dns = Dns::start("").await;
+    dns.ttl(3600);
+    (0..DOMAINS).for_each(|n| dns.add(&sink.zone(&format!("r{n}.example"))));
+    let server = start(database, &dns).await;
+    println!(
+        "out: {} messages of 4 KiB to {DOMAINS} domains, {} clients",
+        options.messages, options.connections
+    );
+    let text = "A line of forty characters, more or less.\r\n".repeat(96);
+    for run in 1..=options.runs {
+        let before = sink.count();
+        let cpu = cpu_seconds(server.pid());
+        let (next, begun) = (Arc::new(AtomicUsize::new(0)), Instant::now());
+        let tasks = (0..options.connections)
+            .map(|_| {
+                let (api, next, text, total) =
+                    (server.api.clone(), next.clone(), text.clone(), options.messages);
+                tokio::spawn(async move {
+                    let mut waits = Vec::new();
+                    loop {
+                        let n = next.fetch_add(1, Ordering::Relaxed);
+                        if n >= total {
+                            return waits;
+                        }
+                        let to = format!("x{n}@r{}.example", n % DOMAINS);
+                        let body = json!({"to": to, "subject": format!("Run {run}, {n}"), "text": text});
+                        let path = format!("/v0/inboxes/u{}@agents.example/messages/send", n % INBOXES);
+                        let begun = Instant::now();
+                        api.post(&path, body).await.ok();
+                        waits.push(begun.elapsed());
+                    }
+                })
+            })
+            .collect::<Vec<_>>();
+        let mut waits = Vec::new();
+        for task in tasks {
+            waits.extend(task.await.unwrap());
+        }
+        let released = begun.elapsed();
+        while sink.count() < before + options.messages {
+            assert!(begun.elapsed() < Duration::from_secs(300), "only {} arrived", sink.count() - before);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        println!("run {run}: released {:.0}/s", options.messages as f64 / released.as_secs_f64());
+        report(run, options.messages, begun.elapsed(), cpu_seconds(server.pid()) - cpu, waits);
+    }
+    let last = sink.taken().pop().expect("mail");
+    let signatures =
+        world::mail::headers(&last.message).iter().filter(|(n, _)| n == "DKIM-Signature").count();
+    println!("the last of them has {signatures} DKIM signatures; {} connections in all", sink.connections());
+}
+
+async fn start(database: &Database, dns: &Dns) -> TestServer {
+    let mut setup = TestServer::new().on(database).dns(dns);
+    for n in 0..INBOXES {
+        setup = setup.inbox(&format!("u{n}"));
+    }
+    let server = setup.config("[log]\nlevel = \"warn\"").start().await;
+    for n in 0..INBOXES {
+        let none = json!({"per_minute": null, "per_hour": null, "per_day": null});
+        server.api.put(&format!("/v1/inboxes/u{n}@agents.example/limits"), none).await.ok();
+    }
+    server
+}
+
+fn report(run: usize, messages: usize, took: Duration, cpu: f64, mut waits: Vec<Duration>) {
+    waits.sort();
+    let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0;
+    println!(
+        "run {run}: {:.0} messages/s ({messages} in {:.2} s), p50 {:.1} ms, p95 {:.1} ms, p99 {:.1} ms, server CPU {:.0} us a message",
+        messages as f64 / took.as_secs_f64(),
+        took.as_secs_f64(),
+        at(0.5),
+        at(0.95),
+        at(0.99),
+        cpu * 1e6 / messages as f64,
+    );
+}
+
+/// User and system time of a process (proc(5): fields 14 and 15, in ticks of 10 ms).
+fn cpu_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<f64>().ok()).sum::<f64>();
+    ticks / 100.0
+}
