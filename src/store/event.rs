@@ -144,3 +144,8 @@ pub async fn bounds(tx: &mut Tx) -> Result<Option<(i64, i64)>, StoreError> {
     let Some(row) = row else { return Ok(None) };
     Ok(row.get::<Option<i64>>(0)?.zip(row.get::<Option<i64>>(1)?))
 }
+
+/// Whether rows wait for their number.
+pub(crate) async fn any_unstamped(tx: &mut Tx) -> Result<bool, StoreError> {
+    Ok(tx.row("SELECT 1 FROM event WHERE cursor IS NULL LIMIT 1", &[]).await?.is_some())
+}

@@ -311,3 +311,20 @@ pub(crate) async fn cited(tx: &mut Tx, inbox: InboxKey, ids: &[String]) -> Resul
         })
         .collect()
 }
+
+/// What arrived since `since`, newest first.
+pub async fn received_since(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    since: Millis,
+    limit: i64,
+) -> Result<Vec<Message>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM (SELECT * FROM message WHERE pod_key = $1 AND inbox_key = $2 ORDER BY message_key DESC LIMIT $4)
+          AS latest WHERE created_at >= $3 AND direction = 'in' ORDER BY message_key DESC"
+    );
+    let args = [inbox.pod.into(), inbox.inbox.into(), since.into(), limit.into()];
+    tx.rows(sql, &args).await?.iter().map(from_row).collect()
+}

@@ -23,6 +23,7 @@ mod migrate;
 pub mod page;
 mod postgres;
 pub(crate) mod release;
+pub mod retention;
 mod sqlite;
 pub mod suppression;
 pub mod thread;

@@ -1,0 +1,84 @@
+//! What is kept only for a while: answers under Idempotency-Keys, names of transactions, and everything of an
+//! inbox that was deleted. Runs beside the mail, in small steps, and starts over wherever it was stopped.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Store, StoreError, Tx, idempotency};
+use crate::clock::{DAY, HOUR};
+
+/// Rows that one step deletes from one table: small enough that no mail waits for it.
+const STEP: i64 = 200;
+
+/// Sweeps until the server stops.
+pub async fn run(store: Store, shutdown: CancellationToken) {
+    loop {
+        let pause = match store.write(|tx| Box::pin(sweep(tx))).await {
+            Ok(true) => Duration::from_millis(50),
+            Ok(false) => Duration::from_secs(60),
+            Err(e) => {
+                let e: StoreError = e;
+                tracing::warn!(error = %e, "expired rows could not be swept");
+                Duration::from_secs(60)
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// One step; whether there is more to do.
+async fn sweep(tx: &mut Tx) -> Result<bool, StoreError> {
+    idempotency::forget(tx, tx.now() - 2 * DAY).await?;
+    if tx.is_postgres() {
+        tx.execute("DELETE FROM operation WHERE at < $1", &[(tx.now() - HOUR).into()]).await?;
+    }
+    let gone = tx
+        .row(
+            "SELECT pod_key, inbox_key FROM inbox WHERE deleted_at IS NOT NULL AND status <> 'purged' LIMIT 1",
+            &[],
+        )
+        .await?;
+    let Some(row) = gone else { return Ok(false) };
+    let (pod, inbox): (i64, i64) = (row.get(0)?, row.get(1)?);
+    let mut removed = 0;
+    for sql in PURGE {
+        removed += tx.execute(sql, &[pod.into(), inbox.into(), STEP.into()]).await?;
+    }
+    if removed == 0 {
+        // The row itself stays: its number is never used again.
+        tx.execute(
+            "UPDATE inbox SET status = 'purged', display_name = NULL, metadata = NULL, client_id = NULL
+             WHERE pod_key = $1 AND inbox_key = $2",
+            &[pod.into(), inbox.into()],
+        )
+        .await?;
+    }
+    Ok(true)
+}
+
+/// A step through every table of an inbox, by its key; both databases know row values.
+const PURGE: [&str; 9] = [
+    "DELETE FROM body WHERE pod_key = $1 AND inbox_key = $2 AND message_key IN
+       (SELECT message_key FROM body WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
+    "DELETE FROM message WHERE pod_key = $1 AND inbox_key = $2 AND message_key IN
+       (SELECT message_key FROM message WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
+    "DELETE FROM thread WHERE pod_key = $1 AND inbox_key = $2 AND thread_key IN
+       (SELECT thread_key FROM thread WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
+    "DELETE FROM participant WHERE pod_key = $1 AND inbox_key = $2 AND thread_key IN
+       (SELECT thread_key FROM participant WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
+    "DELETE FROM missing_parent WHERE pod_key = $1 AND inbox_key = $2 AND thread_key IN
+       (SELECT thread_key FROM missing_parent WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
+    "DELETE FROM placement WHERE pod_key = $1 AND inbox_key = $2 AND message_key IN
+       (SELECT message_key FROM placement WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
+    "DELETE FROM mailbox WHERE pod_key = $1 AND inbox_key = $2 AND mailbox_key IN
+       (SELECT mailbox_key FROM mailbox WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
+    "DELETE FROM work_item WHERE pod_key = $1 AND inbox_key = $2 AND item_key IN
+       (SELECT item_key FROM work_item WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
+    "DELETE FROM delivery WHERE pod_key = $1 AND inbox_key = $2 AND state IN ('delivered', 'failed', 'canceled')
+       AND delivery_key IN (SELECT delivery_key FROM delivery WHERE pod_key = $1 AND inbox_key = $2
+       AND state IN ('delivered', 'failed', 'canceled') LIMIT $3)",
+];
