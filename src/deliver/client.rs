@@ -159,6 +159,8 @@ pub(crate) struct Answer {
     pub(crate) reply: Reply,
     /// RFC 5321 §4.5.3.1.10: too many recipients, not this one: to be sent again at once.
     pub(crate) again: bool,
+    /// It is about this recipient, not about the sender or the message.
+    pub(crate) personal: bool,
 }
 
 /// A connection that greeted us and knows our name.
@@ -294,8 +296,9 @@ impl Client {
         }
         let Some(last) = last else { return Ok(answers) };
         // RFC 5321 §4.1.1.4: what follows DATA is the answer for everyone who was accepted before.
+        let alone = answers.iter().filter(|answer| answer.reply.class() == Class::Done).count() == 1;
         let settle = |answer: Answer| match answer.reply.class() {
-            Class::Done => Answer { reply: last.clone(), again: false },
+            Class::Done => Answer { reply: last.clone(), again: false, personal: alone },
             _ => answer,
         };
         Ok(answers.into_iter().map(settle).collect())
@@ -351,7 +354,7 @@ impl Client {
         }
         let first = self.reply(Stage::Mail, self.deadlines.mail).await?;
         if first.class() != Class::Done && !self.offers.pipelining {
-            return Ok(vec![Answer { reply: first, again: false }; recipients.len()]);
+            return Ok(to_all(first, recipients.len()));
         }
         let mut answers: Vec<Answer> = Vec::with_capacity(recipients.len());
         for address in recipients {
@@ -360,18 +363,17 @@ impl Client {
             }
             // A remote that says 421 closes: the other answers will not come.
             if first.code == 421 {
-                answers.push(Answer { reply: first.clone(), again: false });
-                continue;
+                break;
             }
             let reply = self.reply(Stage::Rcpt, self.deadlines.rcpt).await?;
             // RFC 5321 §4.5.3.1.10: 452 (and 552 from old servers) after some were taken means "enough".
             let some = answers.iter().any(|a| a.reply.class() == Class::Done);
             let again = some && (reply.code == 452 || reply.code == 552);
-            answers.push(Answer { reply, again });
+            answers.push(Answer { reply, again, personal: true });
         }
         if first.class() != Class::Done {
             // Refused at MAIL: whatever was said to the recipients followed from that.
-            return Ok(vec![Answer { reply: first, again: false }; recipients.len()]);
+            return Ok(to_all(first, recipients.len()));
         }
         Ok(answers)
     }
@@ -445,6 +447,11 @@ impl Client {
         };
         timeout(limit, read).await.unwrap_or(Err(ClientError::Silent(stage)))
     }
+}
+
+/// An answer to MAIL is everybody's.
+fn to_all(reply: Reply, recipients: usize) -> Vec<Answer> {
+    vec![Answer { reply, again: false, personal: false }; recipients]
 }
 
 async fn within(

@@ -186,11 +186,20 @@ pub(crate) struct Boundaries {
 
 impl Boundaries {
     pub(crate) fn multipart<'x>(&self, kind: &'static str, parts: Vec<MimePart<'x>>) -> MimePart<'x> {
+        MimePart::new(self.content_type(kind), BodyPart::Multipart(parts))
+    }
+
+    /// RFC 6522 §3.
+    pub(crate) fn report<'x>(&self, report_type: &'static str, parts: Vec<MimePart<'x>>) -> MimePart<'x> {
+        let content_type = self.content_type("multipart/report").attribute("report-type", report_type);
+        MimePart::new(content_type, BodyPart::Multipart(parts))
+    }
+
+    fn content_type(&self, kind: &'static str) -> ContentType<'static> {
         let digest = Sha256::digest(format!("gatepost boundary {kind} {}", self.seed));
         let hex: String = digest.iter().take(15).map(|b| format!("{b:02x}")).collect();
         // "=_" cannot occur in quoted-printable or base64 (RFC 2045 §6.7).
-        let content_type = ContentType::new(kind).attribute("boundary", format!("=_{hex}"));
-        MimePart::new(content_type, BodyPart::Multipart(parts))
+        ContentType::new(kind).attribute("boundary", format!("=_{hex}"))
     }
 }
 

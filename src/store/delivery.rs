@@ -4,6 +4,7 @@
 //! attempt is counted and committed before anybody dials; what comes of it is written only while the row is
 //! still in that attempt of that node, so that a node that lost its rows cannot overwrite what another did.
 
+use super::event::{self, NewEvent};
 use super::{Row, StoreError, Topic, Tx};
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
@@ -319,6 +320,35 @@ pub async fn by_key(tx: &mut Tx, inbox: InboxKey, delivery_key: i64) -> Result<O
     row.as_ref().map(from_row).transpose()
 }
 
+/// Tells the log what came of a delivery: `message.delivered`, `delivery.deferred`, `message.bounced`, …
+pub async fn announce(
+    tx: &mut Tx,
+    delivery: &Delivery,
+    event_type: &str,
+    status: Option<&str>,
+    reply: Option<&str>,
+    next_attempt_at: Option<Millis>,
+) -> Result<(), StoreError> {
+    let data = serde_json::json!({
+        "delivery_id": delivery.id(),
+        "recipient": delivery.recipient,
+        "route": delivery.route.text(),
+        "attempts": delivery.attempts,
+        "status": status,
+        "reply": reply,
+        "next_attempt_at": next_attempt_at,
+        "maybe_duplicate": delivery.maybe_duplicate,
+    });
+    let event = NewEvent {
+        event_type,
+        thread_key: Some(delivery.thread_key),
+        message_key: Some(delivery.message_key),
+        data: data.to_string(),
+        ..NewEvent::default()
+    };
+    event::append(tx, delivery.inbox, event).await
+}
+
 /// A local delivery is done, in the transaction that files the message in its inbox. `false` when it was done
 /// before: then nothing may be filed again.
 pub async fn delivered_locally(tx: &mut Tx, delivery: &Delivery) -> Result<bool, StoreError> {
@@ -336,5 +366,8 @@ pub async fn delivered_locally(tx: &mut Tx, delivery: &Delivery) -> Result<bool,
             ],
         )
         .await?;
+    if changed == 1 {
+        announce(tx, delivery, "message.delivered", Some("2.1.5"), None, None).await?;
+    }
     Ok(changed == 1)
 }
