@@ -183,6 +183,13 @@ impl Server {
     fn start_workers(&mut self) {
         let (floor, shutdown) = self.for_task();
         self.spawn("work sweeper", crate::work::sweep(floor, shutdown));
+        let (floor, shutdown) = self.for_task();
+        self.spawn("retention", crate::store::retention::run(floor.store.clone(), shutdown));
+        // SQLite's events are numbered as they commit.
+        if self.floor.store.is_shared() {
+            let (floor, shutdown) = self.for_task();
+            self.spawn("event stamper", crate::events::stamp(floor, shutdown));
+        }
     }
 
     fn for_task(&self) -> (Arc<Floor>, CancellationToken) {
