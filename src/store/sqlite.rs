@@ -279,8 +279,23 @@ pub(super) fn execute(
     args: &[Value],
 ) -> Result<u64, StoreError> {
     let mut statement = connection.prepare_cached(sql).map_err(failure)?;
-    let changed = statement.execute(rusqlite::params_from_iter(args)).map_err(failure)?;
+    bind(&mut statement, args)?;
+    let changed = statement.raw_execute().map_err(failure)?;
     Ok(changed as u64)
+}
+
+/// Gives `$3` the third argument, as PostgreSQL does. To SQLite `$3` is a name, and names are numbered in the
+/// order in which they first appear: bound by position, `SET a = $3 WHERE b = $1` would get the first
+/// argument into `a`.
+fn bind(statement: &mut rusqlite::Statement<'_>, args: &[Value]) -> Result<(), StoreError> {
+    for index in 1..=statement.parameter_count() {
+        let name = statement.parameter_name(index).unwrap_or("?");
+        let number = name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok());
+        let argument = number.and_then(|number| args.get(number.checked_sub(1)?));
+        let argument = argument.ok_or_else(|| StoreError::Statement(format!("no argument for {name}")))?;
+        statement.raw_bind_parameter(index, argument).map_err(failure)?;
+    }
+    Ok(())
 }
 
 pub(super) fn rows(
@@ -290,7 +305,8 @@ pub(super) fn rows(
 ) -> Result<Vec<Row>, StoreError> {
     let mut statement = connection.prepare_cached(sql).map_err(failure)?;
     let columns = statement.column_count();
-    let mut found = statement.query(rusqlite::params_from_iter(args)).map_err(failure)?;
+    bind(&mut statement, args)?;
+    let mut found = statement.raw_query();
     let mut rows = Vec::new();
     while let Some(row) = found.next().map_err(failure)? {
         let mut values = Vec::with_capacity(columns);
@@ -338,5 +354,28 @@ pub(super) fn failure(error: rusqlite::Error) -> StoreError {
         }
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged(text),
         _ => StoreError::Statement(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SQLite numbers `$3` by where it first stands; the inbox's counter was never found because of it.
+    #[test]
+    fn a_parameter_is_the_argument_that_its_number_says() {
+        let connection = rusqlite::Connection::open_in_memory().unwrap();
+        execute(&connection, "CREATE TABLE t (a BIGINT, b BIGINT)", &[]).unwrap();
+        execute(&connection, "INSERT INTO t (a, b) VALUES ($2, $1)", &[1i64.into(), 2i64.into()]).unwrap();
+        let sql = "UPDATE t SET a = a + $3 WHERE b = $1 AND a = $2 RETURNING a, $1";
+        let found = rows(&connection, sql, &[1i64.into(), 2i64.into(), 40i64.into()]).unwrap();
+        assert_eq!(
+            found.first().map(|row| (row.get::<i64>(0).unwrap(), row.get::<i64>(1).unwrap())),
+            Some((42, 1))
+        );
+        assert!(
+            execute(&connection, "UPDATE t SET a = $2", &[1i64.into()]).is_err(),
+            "an argument is missing"
+        );
     }
 }
