@@ -91,7 +91,7 @@ pub(crate) fn starts_with_body(raw: &[u8]) -> bool {
 pub(crate) fn header_at<'a>(raw: &'a [u8], at: usize, is_boundary: impl Fn(&[u8]) -> bool) -> Header<'a> {
     let mut header = Header { fields: Vec::with_capacity(24), body_at: at, excess: None };
     let mut fields = Fields { raw, pos: at, is_boundary };
-    while let Some(field) = fields.next() {
+    for field in fields.by_ref() {
         if field.end - at > MAX_HEADER_OCTETS {
             header.excess = Some(Excess::Octets);
             break;

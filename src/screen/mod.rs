@@ -164,3 +164,6 @@ fn preview(raw: &[u8], structure: &Structure) -> Option<String> {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod corpora_tests;
