@@ -29,3 +29,78 @@ impl Floor {
         self.config.domains.iter().any(|d| d == domain)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A floor for one test: SQLite in a temporary folder, a scripted clock, no network.
+
+    use super::*;
+    use crate::clock::ClockHand;
+    use crate::gate::{Permissions, Principal, Scope};
+    use crate::ids::InboxKey;
+    use crate::store::StoreError;
+    use crate::store::inbox::{self, DEFAULT_POD, Inbox, InboxStatus, NewInbox};
+
+    pub(crate) struct TestFloor {
+        pub floor: Arc<Floor>,
+        pub hand: ClockHand,
+        _folder: tempfile::TempDir,
+    }
+
+    /// 2026-11-21T00:00:00Z.
+    pub(crate) const START: i64 = 1_795_219_200_000;
+
+    impl TestFloor {
+        pub(crate) async fn new() -> TestFloor {
+            let folder = tempfile::tempdir().unwrap();
+            let text = format!(
+                "hostname = \"mx.agents.example\"\ndomains = [\"agents.example\"]\ndata_dir = {:?}\n",
+                folder.path()
+            );
+            let config = Config::parse(&text, std::path::Path::new("test.toml"), std::iter::empty()).unwrap();
+            let (clock, hand) = Clock::scripted(START);
+            let store = Store::open(&config.database.url, clock.clone()).await.unwrap();
+            let floor = Floor {
+                bodies: BodyStore::open(&config.storage.url).unwrap(),
+                dns: Resolver::new(&["127.0.0.1:9".parse().unwrap()]).unwrap(),
+                tls: Tls::open(&config.hostname, folder.path(), None).unwrap(),
+                secrets: Secrets::open_or_create(&folder.path().join("master.key")).unwrap(),
+                config: Arc::new(config),
+                clock,
+                store,
+                dev: false,
+            };
+            TestFloor { floor: Arc::new(floor), hand, _folder: folder }
+        }
+
+        pub(crate) async fn inbox(&self, name: &str) -> Inbox {
+            let new = NewInbox {
+                pod: DEFAULT_POD,
+                address: format!("{name}@agents.example"),
+                domain: "agents.example".to_owned(),
+                display_name: None,
+                client_id: None,
+                status: InboxStatus::Active,
+                operator: false,
+                metadata: None,
+            };
+            let made: Result<Inbox, StoreError> = self
+                .floor
+                .store
+                .write(move |tx| {
+                    let new = new.clone();
+                    Box::pin(async move { inbox::create(tx, &new).await })
+                })
+                .await;
+            made.unwrap()
+        }
+    }
+
+    pub(crate) fn key(key_id: i64, scope: Scope) -> Principal {
+        Principal { key_id, api_key_id: format!("key_{key_id}"), scope, permissions: Permissions::default() }
+    }
+
+    pub(crate) fn agent(key_id: i64, inbox: InboxKey) -> Principal {
+        key(key_id, Scope::Inbox(inbox))
+    }
+}

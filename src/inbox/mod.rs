@@ -451,3 +451,6 @@ pub async fn deliver_bounce(
 pub async fn announce(tx: &mut Tx, inbox: InboxKey, event_type: &str) -> Result<(), StoreError> {
     event::append(tx, inbox, NewEvent { event_type, ..NewEvent::default() }).await
 }
+
+#[cfg(test)]
+mod tests;

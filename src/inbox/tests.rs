@@ -1,0 +1,288 @@
+//! Threading, duplicates and work, from the arrival of mail to what an agent is handed.
+
+use super::*;
+use crate::floor::testing::{START, TestFloor, agent};
+use crate::gate::{self, SendError, SendKind, SendRequest, WorkRef};
+use crate::ids::RowId;
+use crate::store::message::Message;
+use crate::store::thread::{self, Thread};
+use crate::store::work_item::ItemState;
+use crate::verify::verdict::AuthResult;
+use crate::work::{self, Action, ClaimRequest, Claimed, WorkError};
+
+/// A stranger's message, written as its headers that matter and a text.
+struct Mail<'a> {
+    from: &'a str,
+    id: &'a str,
+    subject: &'a str,
+    cites: &'a [&'a str],
+    text: &'a str,
+}
+
+impl Default for Mail<'_> {
+    fn default() -> Self {
+        Mail { from: "bob@stranger.example", id: "<1@x>", subject: "Invoice", cites: &[], text: "Hello" }
+    }
+}
+
+impl Mail<'_> {
+    fn raw(&self) -> Vec<u8> {
+        let mut text = format!("From: {}\r\nTo: ada@agents.example\r\nSubject: {}\r\n", self.from, self.subject);
+        text += &format!("Message-ID: {}\r\n", self.id);
+        if let Some(parent) = self.cites.last() {
+            text += &format!("In-Reply-To: {parent}\r\nReferences: {}\r\n", self.cites.join(" "));
+        }
+        format!("{text}\r\n{}\r\n", self.text).into_bytes()
+    }
+}
+
+/// As SMTP would bring it, with a DMARC result of our choice.
+async fn arrive_as(test: &TestFloor, mail: Mail<'_>, dmarc: AuthResult) -> Message {
+    let floor = &test.floor;
+    let raw = mail.raw();
+    let mut verdict = Verdict::local("x@stranger.example".parse().unwrap());
+    verdict.source = crate::verify::verdict::Source::Smtp;
+    verdict.dmarc.result = dmarc;
+    let author: Option<Address> = mail.from.parse().ok();
+    verdict.verified_sender = author.filter(|_| dmarc == AuthResult::Pass);
+    let to = "ada@agents.example".parse().unwrap();
+    let Route::Inbox(recipient) = route(floor, &to).await.unwrap() else { panic!("no inbox") };
+    let incoming = incoming(floor, screen::structure(&raw), verdict, None, &raw);
+    commit(floor, incoming, vec![recipient], &raw, "test").await.unwrap().remove(0)
+}
+
+async fn arrive(test: &TestFloor, mail: Mail<'_>) -> Message {
+    arrive_as(test, mail, AuthResult::None).await
+}
+
+async fn thread_of(test: &TestFloor, message: &Message) -> Thread {
+    let (inbox, thread_key) = (message.inbox, message.thread_key);
+    let found: Result<_, StoreError> =
+        test.floor.store.read(move |tx| Box::pin(thread::by_key(tx, inbox, thread_key))).await;
+    found.unwrap().unwrap()
+}
+
+async fn claim(test: &TestFloor, inbox: InboxKey, worker: &str) -> Vec<Claimed> {
+    let request = ClaimRequest {
+        inboxes: None,
+        limit: 10,
+        lease_seconds: 60,
+        worker: Some(worker.to_owned()),
+        wait: std::time::Duration::ZERO,
+    };
+    work::claim(&test.floor, &agent(1, inbox), request).await.unwrap()
+}
+
+fn reply_to(message: &Message, text: &str) -> SendRequest {
+    SendRequest {
+        kind: SendKind::Reply { message_key: message.message_key, all: false },
+        to: vec![],
+        cc: vec![],
+        bcc: vec![],
+        reply_to: vec![],
+        subject: None,
+        text: Some(text.to_owned()),
+        html: None,
+        attachments: vec![],
+        headers: vec![],
+        labels: vec![],
+        work: None,
+        context_version: None,
+        run_id: None,
+        dry_run: false,
+        idempotency: None,
+    }
+}
+
+fn work_ref(claimed: &Claimed) -> WorkRef {
+    let item = &claimed.item;
+    WorkRef { item: RowId { at: item.created_at, inbox: item.inbox, seq: item.item_key }, fence: item.fence }
+}
+
+#[tokio::test]
+async fn who_took_part_is_let_into_the_thread_and_a_forger_is_not() {
+    let test = TestFloor::new().await;
+    test.inbox("ada").await;
+    let first = arrive(&test, Mail::default()).await;
+    let second = arrive(&test, Mail { id: "<2@x>", cites: &["<1@x>"], ..Mail::default() }).await;
+    assert_eq!(second.thread_key, first.thread_key);
+
+    // Thread hijack (mail-servers.md §7): Mallory has seen a Message-ID, from a Cc or an archive.
+    let forged = Mail { from: "mallory@evil.example", id: "<3@x>", cites: &["<1@x>"], ..Mail::default() };
+    let forged = arrive(&test, forged).await;
+    assert_ne!(forged.thread_key, first.thread_key);
+    assert_eq!(thread_of(&test, &forged).await.claims_thread, Some(first.thread_key));
+
+    // Bob's address, but DMARC says that it is not Bob.
+    let spoofed = Mail { id: "<4@x>", cites: &["<1@x>"], ..Mail::default() };
+    let spoofed = arrive_as(&test, spoofed, AuthResult::Fail).await;
+    assert_ne!(spoofed.thread_key, first.thread_key);
+
+    // Our own addresses never count from outside.
+    for from in ["ada@agents.example", "boss@agents.example"] {
+        let ours = Mail { from, id: "<5@x>", cites: &["<1@x>"], text: from, ..Mail::default() };
+        assert_ne!(arrive(&test, ours).await.thread_key, first.thread_key, "{from}");
+    }
+}
+
+#[tokio::test]
+async fn citing_an_id_that_we_made_is_enough() {
+    let test = TestFloor::new().await;
+    let ada = test.inbox("ada").await;
+    let asked = arrive(&test, Mail::default()).await;
+    let sent = gate::send(&test.floor, &agent(1, ada.key), ada.key, reply_to(&asked, "Yes")).await.unwrap();
+    let colleague =
+        Mail { from: "carol@stranger.example", id: "<9@x>", cites: &[&sent.message_id], subject: "other", ..Mail::default() };
+    assert_eq!(arrive(&test, colleague).await.thread_key, asked.thread_key);
+}
+
+#[tokio::test]
+async fn parents_that_arrive_late_and_clients_without_references() {
+    let test = TestFloor::new().await;
+    test.inbox("ada").await;
+    let answer = arrive(&test, Mail { id: "<2@x>", cites: &["<1@x>"], ..Mail::default() }).await;
+    let parent = arrive(&test, Mail::default()).await;
+    assert_eq!(parent.thread_key, answer.thread_key);
+    // Two answers to a parent that never comes.
+    let one = arrive(&test, Mail { id: "<7@x>", cites: &["<gone@x>"], ..Mail::default() }).await;
+    let two = arrive(&test, Mail { id: "<8@x>", cites: &["<gone@x>"], ..Mail::default() }).await;
+    assert_eq!(one.thread_key, two.thread_key);
+    // By subject: only an answer, only from who took part.
+    let bare = arrive(&test, Mail { id: "<10@x>", subject: "AW: invoice", ..Mail::default() }).await;
+    assert_eq!(bare.thread_key, two.thread_key, "the latest thread with that subject");
+    let fresh = arrive(&test, Mail { id: "<11@x>", subject: "Invoice", ..Mail::default() }).await;
+    assert_ne!(fresh.thread_key, bare.thread_key, "not an answer");
+    let other = Mail { from: "eve@x.example", id: "<12@x>", subject: "Re: Invoice", ..Mail::default() };
+    assert_ne!(arrive(&test, other).await.thread_key, bare.thread_key, "a stranger with the same subject");
+}
+
+#[tokio::test]
+async fn a_duplicate_is_linked_and_makes_no_second_work() {
+    let test = TestFloor::new().await;
+    let ada = test.inbox("ada").await;
+    let first = arrive(&test, Mail::default()).await;
+    let again = arrive(&test, Mail::default()).await;
+    assert_eq!(again.duplicate_of, Some(first.message_key));
+    assert_eq!(again.thread_key, first.thread_key);
+    assert_eq!(thread_of(&test, &first).await.context_version, 1);
+    // Same Message-ID, another body: another message (Stalwart #632 lost such mail).
+    let other = arrive(&test, Mail { text: "Something else", ..Mail::default() }).await;
+    assert_eq!((other.duplicate_of, other.id_taken), (None, true));
+    assert!(other.public_id().starts_with("msg_"));
+    let claimed = claim(&test, ada.key, "w").await;
+    assert_eq!(claimed.len(), 2, "one item for the first and its duplicate, one for the other");
+}
+
+#[tokio::test]
+async fn a_worker_past_its_lease_cannot_act_any_more() {
+    let test = TestFloor::new().await;
+    let ada = test.inbox("ada").await;
+    let asked = arrive(&test, Mail::default()).await;
+    let slow = claim(&test, ada.key, "slow").await.remove(0);
+    assert!(claim(&test, ada.key, "other").await.is_empty(), "held by one");
+    test.hand.advance(61_000);
+    // Swept or not: the lease is judged by the clock.
+    let mut late = reply_to(&asked, "too late");
+    late.work = Some(work_ref(&slow));
+    let refused = gate::send(&test.floor, &agent(1, ada.key), ada.key, late.clone()).await;
+    assert!(matches!(refused, Err(SendError::LeaseLost)), "{refused:?}");
+
+    let stop = tokio_util::sync::CancellationToken::new();
+    let sweeper = tokio::spawn(work::sweep(test.floor.clone(), stop.clone()));
+    let quick = loop {
+        if let Some(claimed) = claim(&test, ada.key, "quick").await.pop() {
+            break claimed;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    };
+    stop.cancel();
+    sweeper.await.unwrap();
+    assert!(quick.item.fence > slow.item.fence);
+    assert_eq!(quick.item.attempts, 1);
+    let refused = gate::send(&test.floor, &agent(1, ada.key), ada.key, late).await;
+    assert!(matches!(refused, Err(SendError::LeaseLost)), "{refused:?}");
+    let heartbeat = Action::Heartbeat { lease_seconds: 60 };
+    let lost = work::act(&test.floor, &agent(1, ada.key), work_ref(&slow).item, slow.item.fence, heartbeat).await;
+    assert!(matches!(lost, Err(WorkError::LeaseLost)));
+
+    let mut in_time = reply_to(&asked, "in time");
+    in_time.work = Some(work_ref(&quick));
+    gate::send(&test.floor, &agent(1, ada.key), ada.key, in_time).await.unwrap();
+    let complete = Action::Complete { reason: None };
+    let done = work::act(&test.floor, &agent(1, ada.key), work_ref(&quick).item, quick.item.fence, complete).await;
+    assert_eq!(done.unwrap().state, ItemState::Done);
+    // New mail on a done item opens a new one, which knows its parent.
+    arrive(&test, Mail { id: "<2@x>", cites: &["<1@x>"], ..Mail::default() }).await;
+    let next = claim(&test, ada.key, "quick").await.remove(0);
+    assert_eq!(next.item.parent_key, Some(quick.item.item_key));
+    assert_eq!(next.messages.len(), 1, "only what nobody has handled");
+}
+
+#[tokio::test]
+async fn an_answer_to_a_thread_that_moved_on_is_stale() {
+    let test = TestFloor::new().await;
+    let ada = test.inbox("ada").await;
+    let asked = arrive(&test, Mail::default()).await;
+    let claimed = claim(&test, ada.key, "w").await.remove(0);
+    arrive(&test, Mail { id: "<2@x>", cites: &["<1@x>"], text: "Never mind", ..Mail::default() }).await;
+    let mut answer = reply_to(&asked, "On its way");
+    answer.work = Some(work_ref(&claimed));
+    answer.context_version = Some(claimed.thread.context_version);
+    let refused = gate::send(&test.floor, &agent(1, ada.key), ada.key, answer.clone()).await;
+    assert!(matches!(refused, Err(SendError::ContextChanged { asked: 1, current: 2 })), "{refused:?}");
+    answer.context_version = Some(2);
+    let sent = gate::send(&test.floor, &agent(1, ada.key), ada.key, answer).await.unwrap();
+    assert_eq!(sent.context_version, 2, "what is sent under the lease is the holder's own");
+    // Another key, without a fence, into a thread that is held.
+    let meddling = gate::send(&test.floor, &agent(2, ada.key), ada.key, reply_to(&asked, "Me too")).await;
+    assert!(matches!(meddling, Err(SendError::LeaseHeld)), "{meddling:?}");
+}
+
+#[tokio::test]
+async fn five_failed_attempts_are_enough() {
+    let test = TestFloor::new().await;
+    let ada = test.inbox("ada").await;
+    arrive(&test, Mail::default()).await;
+    for attempt in 1..=5 {
+        let claimed = claim(&test, ada.key, "w").await.remove(0);
+        let action = Action::Release { error: Some("cannot".to_owned()) };
+        let item = work::act(&test.floor, &agent(1, ada.key), work_ref(&claimed).item, claimed.item.fence, action)
+            .await
+            .unwrap();
+        assert_eq!(item.attempts, attempt);
+        assert_eq!(item.state == ItemState::Dead, attempt == 5);
+        assert!(claim(&test, ada.key, "w").await.is_empty(), "it rests");
+        test.hand.advance(3_600_000);
+    }
+    // What is said anew may be worth another try.
+    arrive(&test, Mail { id: "<2@x>", cites: &["<1@x>"], ..Mail::default() }).await;
+    let revived = claim(&test, ada.key, "w").await.remove(0);
+    assert_eq!(revived.item.attempts, 0);
+}
+
+#[tokio::test]
+async fn tags_reach_their_user_and_the_operator_gets_postmaster() {
+    let test = TestFloor::new().await;
+    let ada = test.inbox("ada").await;
+    let exact = test.inbox("ada+urgent").await;
+    ensure_operator_inboxes(&test.floor).await.unwrap();
+    let reached = |address: &str| {
+        let address = address.parse().unwrap();
+        let floor = test.floor.clone();
+        async move {
+            match route(&floor, &address).await.unwrap() {
+                Route::Inbox(recipient) => Some(recipient),
+                _ => None,
+            }
+        }
+    };
+    assert_eq!(reached("Ada+News@Agents.Example").await.unwrap().inbox, ada.key);
+    assert_eq!(reached("ada+urgent@agents.example").await.unwrap().inbox, exact.key);
+    assert!(reached("abuse+x@agents.example").await.unwrap().operator);
+    assert!(reached("Postmaster@agents.example").await.unwrap().operator);
+    assert!(reached("nobody@agents.example").await.is_none());
+    assert!(reached("b-00000000000000000000000000000000000000@agents.example").await.is_none());
+    let elsewhere = "ada@elsewhere.example".parse().unwrap();
+    assert_eq!(route(&test.floor, &elsewhere).await.unwrap(), Route::NotOurs);
+    assert_eq!(test.floor.clock.now(), START);
+}
