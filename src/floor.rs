@@ -57,7 +57,7 @@ pub(crate) mod testing {
                 "hostname = \"mx.agents.example\"\ndomains = [\"agents.example\"]\ndata_dir = {:?}\n",
                 folder.path()
             );
-            let config = Config::parse(&text, std::path::Path::new("test.toml"), std::iter::empty()).unwrap();
+            let config = Config::parse(std::path::Path::new("test.toml"), &text, std::iter::empty()).unwrap();
             let (clock, hand) = Clock::scripted(START);
             let store = Store::open(&config.database.url, clock.clone()).await.unwrap();
             let floor = Floor {

@@ -96,6 +96,7 @@ CREATE TABLE thread (
     PRIMARY KEY (pod_key, inbox_key, thread_key)
 );
 CREATE INDEX thread_recent ON thread (pod_key, inbox_key, last_at, thread_key);
+CREATE INDEX thread_recent_all ON thread (last_at, pod_key, inbox_key, thread_key);
 
 -- Who took part: authors that did not fail DMARC, and those whom the inbox itself wrote to.
 CREATE TABLE participant (

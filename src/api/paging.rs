@@ -16,6 +16,19 @@ pub(crate) const DEFAULT_LIMIT: usize = 50;
 /// Larger asks are clamped to this.
 pub(crate) const MAX_LIMIT: usize = 100;
 
+/// For `/openapi.json`.
+#[derive(utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code)] // read through `Query`
+pub(crate) struct PageParams {
+    /// Rows on a page: 50 unless given, at most 100.
+    limit: Option<i64>,
+    /// `next_page_token` of the page before.
+    page_token: Option<String>,
+    /// Oldest first.
+    ascending: Option<bool>,
+}
+
 /// Listings write tokens of their own kind, so that one is not taken for another's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Listing {

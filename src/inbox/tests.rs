@@ -27,7 +27,8 @@ impl Default for Mail<'_> {
 
 impl Mail<'_> {
     fn raw(&self) -> Vec<u8> {
-        let mut text = format!("From: {}\r\nTo: ada@agents.example\r\nSubject: {}\r\n", self.from, self.subject);
+        let mut text =
+            format!("From: {}\r\nTo: ada@agents.example\r\nSubject: {}\r\n", self.from, self.subject);
         text += &format!("Message-ID: {}\r\n", self.id);
         if let Some(parent) = self.cites.last() {
             text += &format!("In-Reply-To: {parent}\r\nReferences: {}\r\n", self.cites.join(" "));
@@ -131,8 +132,13 @@ async fn citing_an_id_that_we_made_is_enough() {
     let ada = test.inbox("ada").await;
     let asked = arrive(&test, Mail::default()).await;
     let sent = gate::send(&test.floor, &agent(1, ada.key), ada.key, reply_to(&asked, "Yes")).await.unwrap();
-    let colleague =
-        Mail { from: "carol@stranger.example", id: "<9@x>", cites: &[&sent.message_id], subject: "other", ..Mail::default() };
+    let colleague = Mail {
+        from: "carol@stranger.example",
+        id: "<9@x>",
+        cites: &[&sent.message_id],
+        subject: "other",
+        ..Mail::default()
+    };
     assert_eq!(arrive(&test, colleague).await.thread_key, asked.thread_key);
 }
 
@@ -202,14 +208,16 @@ async fn a_worker_past_its_lease_cannot_act_any_more() {
     let refused = gate::send(&test.floor, &agent(1, ada.key), ada.key, late).await;
     assert!(matches!(refused, Err(SendError::LeaseLost)), "{refused:?}");
     let heartbeat = Action::Heartbeat { lease_seconds: 60 };
-    let lost = work::act(&test.floor, &agent(1, ada.key), work_ref(&slow).item, slow.item.fence, heartbeat).await;
+    let lost =
+        work::act(&test.floor, &agent(1, ada.key), work_ref(&slow).item, slow.item.fence, heartbeat).await;
     assert!(matches!(lost, Err(WorkError::LeaseLost)));
 
     let mut in_time = reply_to(&asked, "in time");
     in_time.work = Some(work_ref(&quick));
     gate::send(&test.floor, &agent(1, ada.key), ada.key, in_time).await.unwrap();
     let complete = Action::Complete { reason: None };
-    let done = work::act(&test.floor, &agent(1, ada.key), work_ref(&quick).item, quick.item.fence, complete).await;
+    let done =
+        work::act(&test.floor, &agent(1, ada.key), work_ref(&quick).item, quick.item.fence, complete).await;
     assert_eq!(done.unwrap().state, ItemState::Done);
     // New mail on a done item opens a new one, which knows its parent.
     arrive(&test, Mail { id: "<2@x>", cites: &["<1@x>"], ..Mail::default() }).await;
@@ -246,9 +254,10 @@ async fn five_failed_attempts_are_enough() {
     for attempt in 1..=5 {
         let claimed = claim(&test, ada.key, "w").await.remove(0);
         let action = Action::Release { error: Some("cannot".to_owned()) };
-        let item = work::act(&test.floor, &agent(1, ada.key), work_ref(&claimed).item, claimed.item.fence, action)
-            .await
-            .unwrap();
+        let item =
+            work::act(&test.floor, &agent(1, ada.key), work_ref(&claimed).item, claimed.item.fence, action)
+                .await
+                .unwrap();
         assert_eq!(item.attempts, attempt);
         assert_eq!(item.state == ItemState::Dead, attempt == 5);
         assert!(claim(&test, ada.key, "w").await.is_empty(), "it rests");

@@ -1,5 +1,7 @@
 //! Inboxes: the addresses of this server, each with its own counter, limits and mailboxes.
 
+use std::collections::HashMap;
+
 use super::{Row, StoreError, Tx};
 use crate::clock::Millis;
 use crate::ids::InboxKey;
@@ -210,6 +212,21 @@ pub async fn page_ascending(tx: &mut Tx, pod: i64, after: i64, limit: i64) -> Re
         " FROM inbox WHERE pod_key = $1 AND inbox_key > $2 AND deleted_at IS NULL ORDER BY inbox_key LIMIT $3"
     );
     tx.rows(sql, &[pod.into(), after.into(), limit.into()]).await?.iter().map(from_row).collect()
+}
+
+/// The addresses of these inboxes, deleted ones included.
+pub async fn addresses(tx: &mut Tx, inboxes: &[InboxKey]) -> Result<HashMap<InboxKey, String>, StoreError> {
+    let mut found = HashMap::new();
+    for key in inboxes {
+        if found.contains_key(key) {
+            continue;
+        }
+        let sql = "SELECT address FROM inbox WHERE pod_key = $1 AND inbox_key = $2";
+        if let Some(row) = tx.row(sql, &[key.pod.into(), key.inbox.into()]).await? {
+            found.insert(*key, row.get(0)?);
+        }
+    }
+    Ok(found)
 }
 
 /// Writes what can be changed; the caller has read the rest in this transaction.

@@ -1,5 +1,7 @@
 //! Messages, in and out, with everything a listing shows; their octets are in `body`.
 
+use std::collections::HashMap;
+
 use super::{Row, StoreError, Tx, Value};
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
@@ -60,10 +62,15 @@ impl Message {
     /// The `message_id` of the API: the RFC Message-ID where it is unique here and survives a path unencoded
     /// (the Python SDK encodes nothing), else our own id.
     pub fn public_id(&self) -> String {
-        match &self.rfc_message_id {
-            Some(id) if !self.id_taken && survives_a_path(id) => id.clone(),
-            _ => self.id(),
-        }
+        let own = RowId { at: self.created_at, inbox: self.inbox, seq: self.message_key };
+        public_id(self.rfc_message_id.as_deref(), self.id_taken, own)
+    }
+}
+
+fn public_id(rfc_message_id: Option<&str>, id_taken: bool, own: RowId) -> String {
+    match rfc_message_id {
+        Some(id) if !id_taken && survives_a_path(id) => id.to_owned(),
+        _ => own.text(Prefix::Message),
     }
 }
 
@@ -216,6 +223,99 @@ pub async fn of_thread(
     );
     let args = [inbox.pod.into(), inbox.inbox.into(), thread_key.into(), before.into(), limit.into()];
     tx.rows(sql, &args).await?.iter().map(from_row).collect()
+}
+
+/// What a filter looks at, without the rest of the row.
+#[derive(Debug, Clone)]
+pub struct Heading {
+    pub message_key: i64,
+    pub labels: Vec<String>,
+    pub from: String,
+    /// To, Cc and Bcc, each a JSON array.
+    pub recipients: [String; 3],
+    pub subject: Option<String>,
+}
+
+/// Headings of an inbox's messages stored in `[since, until)`, in the order of their keys, which is the order
+/// in which they were stored: newest first below `start`, or oldest first above it.
+pub async fn headings(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    start: i64,
+    ascending: bool,
+    (since, until): (Millis, Millis),
+    limit: i64,
+) -> Result<Vec<Heading>, StoreError> {
+    let sql = if ascending {
+        "SELECT message_key, labels, from_text, to_text, cc_text, bcc_text, subject FROM message
+         WHERE pod_key = $1 AND inbox_key = $2 AND message_key > $3 AND created_at >= $4 AND created_at < $5
+         ORDER BY message_key LIMIT $6"
+    } else {
+        "SELECT message_key, labels, from_text, to_text, cc_text, bcc_text, subject FROM message
+         WHERE pod_key = $1 AND inbox_key = $2 AND message_key < $3 AND created_at >= $4 AND created_at < $5
+         ORDER BY message_key DESC LIMIT $6"
+    };
+    let args = [inbox.pod.into(), inbox.inbox.into(), start.into(), since.into(), until.into(), limit.into()];
+    let rows = tx.rows(sql, &args).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Heading {
+                message_key: row.get(0)?,
+                labels: from_json(&row.get::<String>(1)?)?,
+                from: row.get(2)?,
+                recipients: [row.get(3)?, row.get(4)?, row.get(5)?],
+                subject: row.get(6)?,
+            })
+        })
+        .collect()
+}
+
+/// The messages of these keys, oldest first.
+pub async fn by_keys(tx: &mut Tx, inbox: InboxKey, keys: &[i64]) -> Result<Vec<Message>, StoreError> {
+    let sql = tx.either(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM message WHERE pod_key = $1 AND inbox_key = $2
+                AND message_key IN (SELECT value FROM json_each($3)) ORDER BY message_key"
+        ),
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM message WHERE pod_key = $1 AND inbox_key = $2
+                AND message_key = ANY (ARRAY(SELECT json_array_elements_text($3::json)::bigint)) ORDER BY message_key"
+        ),
+    );
+    let args = [inbox.pod.into(), inbox.inbox.into(), to_json(&keys)?.into()];
+    tx.rows(sql, &args).await?.iter().map(from_row).collect()
+}
+
+/// The public ids of the messages of these keys.
+pub async fn public_ids(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    keys: &[i64],
+) -> Result<HashMap<i64, String>, StoreError> {
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let sql = tx.either(
+        "SELECT message_key, rfc_message_id, id_taken, created_at FROM message
+         WHERE pod_key = $1 AND inbox_key = $2 AND message_key IN (SELECT value FROM json_each($3))",
+        "SELECT message_key, rfc_message_id, id_taken, created_at FROM message
+         WHERE pod_key = $1 AND inbox_key = $2
+           AND message_key = ANY (ARRAY(SELECT json_array_elements_text($3::json)::bigint))",
+    );
+    let args = [inbox.pod.into(), inbox.inbox.into(), to_json(&keys)?.into()];
+    let rows = tx.rows(sql, &args).await?;
+    rows.iter()
+        .map(|row| {
+            let seq: i64 = row.get(0)?;
+            let rfc: Option<String> = row.get(1)?;
+            let own = RowId { at: row.get(3)?, inbox, seq };
+            Ok((seq, public_id(rfc.as_deref(), row.get(2)?, own)))
+        })
+        .collect()
 }
 
 /// What a work item asks its worker to look at: messages from others that no finished item covers, oldest first.

@@ -17,6 +17,7 @@ pub mod event;
 pub(crate) mod idempotency;
 pub mod inbox;
 pub mod key;
+pub mod label;
 pub mod list;
 pub mod message;
 mod migrate;

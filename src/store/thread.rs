@@ -1,6 +1,9 @@
 //! Threads: the conversations of an inbox, with the figures that a listing shows kept up to date.
 
+use std::collections::HashMap;
+
 use super::message::{from_json, to_json};
+use super::page::Place;
 use super::{Row, StoreError, Tx};
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
@@ -139,6 +142,82 @@ pub async fn by_key(tx: &mut Tx, inbox: InboxKey, thread_key: i64) -> Result<Opt
     );
     let args = [inbox.pod.into(), inbox.inbox.into(), thread_key.into()];
     tx.row(sql, &args).await?.as_ref().map(from_row).transpose()
+}
+
+/// Ids of the threads of these keys.
+pub async fn ids(tx: &mut Tx, inbox: InboxKey, keys: &[i64]) -> Result<HashMap<i64, String>, StoreError> {
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let sql = tx.either(
+        "SELECT thread_key, created_at FROM thread
+         WHERE pod_key = $1 AND inbox_key = $2 AND thread_key IN (SELECT value FROM json_each($3))",
+        "SELECT thread_key, created_at FROM thread WHERE pod_key = $1 AND inbox_key = $2
+           AND thread_key = ANY (ARRAY(SELECT json_array_elements_text($3::json)::bigint))",
+    );
+    let args = [inbox.pod.into(), inbox.inbox.into(), to_json(&keys)?.into()];
+    let rows = tx.rows(sql, &args).await?;
+    rows.iter()
+        .map(|row| {
+            let seq: i64 = row.get(0)?;
+            Ok((seq, RowId { at: row.get(1)?, inbox, seq }.text(Prefix::Thread)))
+        })
+        .collect()
+}
+
+/// A page of threads whose last message fell into `[since, until)`, by that time: of one inbox or of all.
+pub async fn page(
+    tx: &mut Tx,
+    inbox: Option<InboxKey>,
+    start: &Place,
+    ascending: bool,
+    (since, until): (Millis, Millis),
+    limit: i64,
+) -> Result<Vec<Thread>, StoreError> {
+    let sql = match (inbox.is_some(), ascending) {
+        (true, false) => concat!(
+            "SELECT ",
+            columns!(),
+            " FROM thread WHERE pod_key = $4 AND inbox_key = $5 AND (last_at, thread_key) < ($1, $6)
+                AND last_at >= $2 AND last_at < $3 ORDER BY last_at DESC, thread_key DESC LIMIT $7"
+        ),
+        (true, true) => concat!(
+            "SELECT ",
+            columns!(),
+            " FROM thread WHERE pod_key = $4 AND inbox_key = $5 AND (last_at, thread_key) > ($1, $6)
+                AND last_at >= $2 AND last_at < $3 ORDER BY last_at, thread_key LIMIT $7"
+        ),
+        (false, false) => concat!(
+            "SELECT ",
+            columns!(),
+            " FROM thread WHERE (last_at, pod_key, inbox_key, thread_key) < ($1, $4, $5, $6)
+                AND last_at >= $2 AND last_at < $3
+              ORDER BY last_at DESC, pod_key DESC, inbox_key DESC, thread_key DESC LIMIT $7"
+        ),
+        (false, true) => concat!(
+            "SELECT ",
+            columns!(),
+            " FROM thread WHERE (last_at, pod_key, inbox_key, thread_key) > ($1, $4, $5, $6)
+                AND last_at >= $2 AND last_at < $3 ORDER BY last_at, pod_key, inbox_key, thread_key LIMIT $7"
+        ),
+    };
+    let [pod, inbox_key, thread] = start.key;
+    let (pod, inbox_key) = inbox.map_or((pod, inbox_key), |i| (i.pod, i.inbox));
+    let args = [
+        start.at.into(),
+        since.into(),
+        until.into(),
+        pod.into(),
+        inbox_key.into(),
+        thread.into(),
+        limit.into(),
+    ];
+    tx.rows(sql, &args).await?.iter().map(from_row).collect()
+}
+
+/// Where a thread stands in `page`'s order.
+pub fn place(thread: &Thread) -> Place {
+    Place { at: thread.last_at, key: [thread.inbox.pod, thread.inbox.inbox, thread.thread_key], text: String::new() }
 }
 
 /// Notes that `address` took part.

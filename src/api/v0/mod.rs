@@ -1,12 +1,16 @@
 //! `/v0`: AgentMail's wire format (reference: agentmail-api.md). Field names and shapes are theirs; fields that
 //! are ours stand beside them.
 
+mod filter;
 mod identity;
+mod inboxes;
+mod load;
+mod view;
 
 use utoipa_axum::router::OpenApiRouter;
 
 use super::App;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().merge(identity::routes())
+    OpenApiRouter::new().merge(identity::routes()).merge(inboxes::routes())
 }
