@@ -69,11 +69,15 @@ impl utoipa::Modify for BearerKeys {
 
 /// Every route, and their description.
 fn routes() -> (Router<App>, utoipa::openapi::OpenApi) {
-    OpenApiRouter::with_openapi(Description::openapi())
+    let (routes, mut description) = OpenApiRouter::with_openapi(Description::openapi())
         .merge(health::routes())
         .merge(v0::routes())
         .merge(v1::routes())
-        .split_for_parts()
+        .split_for_parts();
+    // The router's `{*entry}` takes slashes; OpenAPI knows only `{entry}`.
+    let paths = std::mem::take(&mut description.paths.paths);
+    description.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
+    (routes, description)
 }
 
 /// The whole HTTP interface.

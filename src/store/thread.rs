@@ -217,7 +217,11 @@ pub async fn page(
 
 /// Where a thread stands in `page`'s order.
 pub fn place(thread: &Thread) -> Place {
-    Place { at: thread.last_at, key: [thread.inbox.pod, thread.inbox.inbox, thread.thread_key], text: String::new() }
+    Place {
+        at: thread.last_at,
+        key: [thread.inbox.pod, thread.inbox.inbox, thread.thread_key],
+        text: String::new(),
+    }
 }
 
 /// Notes that `address` took part.

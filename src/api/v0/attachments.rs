@@ -67,7 +67,11 @@ pub(super) fn attachment(floor: &Floor, message: &Message, id: &str) -> Option<A
         return None;
     }
     let (download_url, expires_at) = link(floor, message, id.part);
-    Some(AttachmentResponse { attachment: AttachmentView::of_part(message, id.part, part), download_url, expires_at })
+    Some(AttachmentResponse {
+        attachment: AttachmentView::of_part(message, id.part, part),
+        download_url,
+        expires_at,
+    })
 }
 
 fn link(floor: &Floor, message: &Message, part: u32) -> (String, String) {
@@ -122,7 +126,9 @@ impl Target {
     responses((status = 200, description = "The bytes", content_type = "application/octet-stream"), (status = 404, body = ErrorShape))
 )]
 async fn download(State(floor): State<Arc<Floor>>, path: RawPath) -> Answer<Response> {
-    let gone = || Problem::not_found("Download").fix("The link has expired, or was cut: ask for the attachment again.");
+    let gone = || {
+        Problem::not_found("Download").fix("The link has expired, or was cut: ask for the attachment again.")
+    };
     let target = Target::read(&path.segment(2)?, &floor.secrets).ok_or_else(gone)?;
     if target.expires_at <= floor.clock.now() {
         return Err(gone());
@@ -196,7 +202,10 @@ mod tests {
     fn a_file_name_cannot_end_its_header() {
         assert_eq!(content_disposition("label 1.txt"), "attachment; filename=\"label 1.txt\"");
         let hostile = content_disposition("ä\"\r\nSet-Cookie: x");
-        assert!(!hostile.contains(['\r', '\n']) && hostile.starts_with("attachment; filename=\"____Set-Cookie_ x\""));
+        assert!(
+            !hostile.contains(['\r', '\n'])
+                && hostile.starts_with("attachment; filename=\"____Set-Cookie_ x\"")
+        );
         assert!(HeaderValue::from_str(&hostile).is_ok());
     }
 }

@@ -21,6 +21,20 @@ const HIDDEN: [(&str, &str, &str); 4] = [
     ("trash", "include_trash", "label_trash_read"),
 ];
 
+/// Labels that say what happened; only the server sets and removes them.
+const SYSTEM_LABELS: [&str; 11] = [
+    "received",
+    "sent",
+    "delivered",
+    "bounced",
+    "complained",
+    "rejected",
+    "opened",
+    "blocked",
+    "unauthenticated",
+    "scheduled",
+    "pending-review",
+];
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Filter {
     labels: Vec<String>,
@@ -102,13 +116,21 @@ fn any<'a>(needles: &[String], texts: impl IntoIterator<Item = &'a str>) -> bool
 
 /// Whether a key with these permissions may see a message or thread with these labels at all.
 pub(crate) fn may_read(permissions: &Permissions, labels: &[String]) -> bool {
-    HIDDEN.iter().all(|(label, _, permission)| permissions.allow(permission) || !labels.iter().any(|l| l == label))
+    HIDDEN
+        .iter()
+        .all(|(label, _, permission)| permissions.allow(permission) || !labels.iter().any(|l| l == label))
 }
 
-/// 400 for what can be no label: empty, long, or with control characters.
+/// 400 for what can be no label, or is none that a client may set or remove.
 pub(crate) fn check_label(path: &str, label: &str) -> Result<(), Problem> {
-    let fits = (1..=256).contains(&label.chars().count()) && !label.chars().any(char::is_control);
-    if fits { Ok(()) } else { Err(Problem::field(&[path], "a label has 1 to 256 characters, none of them control characters")) }
+    if SYSTEM_LABELS.contains(&label) {
+        return Err(Problem::field(&[path], format!("`{label}` is set and removed by the server alone")));
+    }
+    if !(1..=256).contains(&label.chars().count()) || label.chars().any(char::is_control) {
+        let message = "a label has 1 to 256 characters, none of them control characters";
+        return Err(Problem::field(&[path], message));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -127,7 +149,11 @@ mod tests {
             message_key: 1,
             labels: labels.iter().map(|l| (*l).to_owned()).collect(),
             from: "Bob Ärger <bob@remote.example>".into(),
-            recipients: [r#"["ada@agents.example"]"#.into(), r#"["Carol <c@x.example>"]"#.into(), "[]".into()],
+            recipients: [
+                r#"["ada@agents.example"]"#.into(),
+                r#"["Carol <c@x.example>"]"#.into(),
+                "[]".into(),
+            ],
             subject: Some("Where is my order?".into()),
         }
     }
@@ -136,7 +162,14 @@ mod tests {
     fn a_message_is_found_by_any_part_of_what_it_says() {
         let all = Permissions::default();
         let takes = |raw: &str| filter(raw, &all).takes_message(&message(&["received", "unread"]));
-        for raw in ["", "labels=unread&labels=received", "from=%C3%A4rger", "from=nobody&from=BOB@", "to=carol", "subject=ORDER"] {
+        for raw in [
+            "",
+            "labels=unread&labels=received",
+            "from=%C3%A4rger",
+            "from=nobody&from=BOB@",
+            "to=carol",
+            "subject=ORDER",
+        ] {
             assert!(takes(raw), "{raw}");
         }
         for raw in ["labels=unread&labels=urgent", "from=ada@", "to=bob@", "subject=invoice"] {

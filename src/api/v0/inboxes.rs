@@ -39,8 +39,17 @@ const MAX_METADATA: usize = 256;
 const MAX_DISPLAY_NAME: usize = 256;
 /// Local parts that belong to the operator (RFC 2142, and the return path of bounces); DESIGN.md §3.
 const RESERVED: [&str; 11] = [
-    "postmaster", "abuse", "mailer-daemon", "hostmaster", "webmaster", "noreply-dmarc", "dmarc", "dmarc-reports",
-    "tls-reports", "tlsrpt", "bounce",
+    "postmaster",
+    "abuse",
+    "mailer-daemon",
+    "hostmaster",
+    "webmaster",
+    "noreply-dmarc",
+    "dmarc",
+    "dmarc-reports",
+    "tls-reports",
+    "tlsrpt",
+    "bounce",
 ];
 /// Return paths are `b-<token>@`.
 const BOUNCE_PREFIX: &str = "b-";
@@ -114,7 +123,9 @@ pub(crate) struct UpdateInboxRequest {
 }
 
 /// Tells a field that is `null` from one that is absent.
-pub(crate) fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(d: D) -> Result<Option<Option<T>>, D::Error> {
+pub(crate) fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    d: D,
+) -> Result<Option<Option<T>>, D::Error> {
     Option::<T>::deserialize(d).map(Some)
 }
 
@@ -132,7 +143,11 @@ pub(crate) struct ListInboxesResponse {
     get, path = "/v0/inboxes", tag = "inboxes", params(PageParams),
     responses((status = 200, body = ListInboxesResponse), (status = 400, body = ErrorShape))
 )]
-async fn list(State(floor): State<Arc<Floor>>, caller: Caller, mut query: Query) -> Answer<Json<ListInboxesResponse>> {
+async fn list(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    mut query: Query,
+) -> Answer<Json<ListInboxesResponse>> {
     caller.require("inbox_read")?;
     let page = Listing::Inboxes.page(&mut query)?;
     query.finish()?;
@@ -172,8 +187,11 @@ async fn create(
 ) -> Answer<Json<InboxView>> {
     caller.require("inbox_create")?;
     if caller.own_inbox().is_some() {
-        return Err(Problem::forbidden("forbidden", "This API key is for one inbox and cannot make another.")
-            .fix("Use an organization's key."));
+        return Err(Problem::forbidden(
+            "forbidden",
+            "This API key is for one inbox and cannot make another.",
+        )
+        .fix("Use an organization's key."));
     }
     let wanted = Wanted::check(&floor, request)?;
     let named = wanted.username.is_some();
@@ -187,9 +205,12 @@ async fn create(
                     return Ok(Json(inbox.into()));
                 }
                 if named {
-                    return Err(Problem::forbidden("already_exists", "An inbox with this address exists already.")
-                        .named("IsTakenError")
-                        .fix("Choose another `username`, or give the `client_id` that it was made with."));
+                    return Err(Problem::forbidden(
+                        "already_exists",
+                        "An inbox with this address exists already.",
+                    )
+                    .named("IsTakenError")
+                    .fix("Choose another `username`, or give the `client_id` that it was made with."));
                 }
             }
             Err(error) => return Err(error.into()),
@@ -250,8 +271,11 @@ impl Wanted {
             None => default,
             Some(Ok(domain)) if floor.is_ours(&domain) => domain,
             Some(Ok(domain)) => {
-                return Err(Problem::forbidden("domain_not_verified", format!("{domain} is not a domain of this server."))
-                    .fix("Add it to `domains` in the server's configuration."));
+                return Err(Problem::forbidden(
+                    "domain_not_verified",
+                    format!("{domain} is not a domain of this server."),
+                )
+                .fix("Add it to `domains` in the server's configuration."));
             }
             Some(Err(_)) => {
                 wrong("domain", "is not a host name");
@@ -315,14 +339,14 @@ impl Wanted {
 /// `amber-otter-4821`: easy to read out, and rarely taken.
 fn draw_name() -> String {
     const ADJECTIVES: [&str; 32] = [
-        "amber", "bold", "brisk", "calm", "clear", "crisp", "dapper", "eager", "fair", "gentle", "glad", "golden",
-        "honest", "jolly", "keen", "kind", "lively", "lucky", "mellow", "merry", "nimble", "patient", "proud", "quick",
-        "quiet", "ready", "sunny", "swift", "tidy", "vivid", "warm", "witty",
+        "amber", "bold", "brisk", "calm", "clear", "crisp", "dapper", "eager", "fair", "gentle", "glad",
+        "golden", "honest", "jolly", "keen", "kind", "lively", "lucky", "mellow", "merry", "nimble",
+        "patient", "proud", "quick", "quiet", "ready", "sunny", "swift", "tidy", "vivid", "warm", "witty",
     ];
     const ANIMALS: [&str; 32] = [
-        "badger", "beaver", "bison", "crane", "deer", "dolphin", "eagle", "falcon", "finch", "fox", "gecko", "hare",
-        "heron", "ibis", "jay", "koala", "lark", "lynx", "marten", "mole", "newt", "otter", "owl", "panda", "puffin",
-        "raven", "robin", "seal", "swan", "tapir", "wren", "yak",
+        "badger", "beaver", "bison", "crane", "deer", "dolphin", "eagle", "falcon", "finch", "fox", "gecko",
+        "hare", "heron", "ibis", "jay", "koala", "lark", "lynx", "marten", "mole", "newt", "otter", "owl",
+        "panda", "puffin", "raven", "robin", "seal", "swan", "tapir", "wren", "yak",
     ];
     let [a, b, c, d] = random_bytes::<4>();
     let adjective = ADJECTIVES[usize::from(a) % ADJECTIVES.len()];
@@ -362,8 +386,13 @@ fn check_metadata(metadata: &Metadata) -> Result<(), &'static str> {
                 Value::Array(_) | Value::Object(_) => false,
             }
     };
-    if metadata.len() > MAX_METADATA || !metadata.iter().all(fits) || metadata.keys().any(|k| k.contains('\0')) {
-        return Err("takes at most 256 keys of at most 256 characters, each a text (of 256 at most), number or boolean");
+    if metadata.len() > MAX_METADATA
+        || !metadata.iter().all(fits)
+        || metadata.keys().any(|k| k.contains('\0'))
+    {
+        return Err(
+            "takes at most 256 keys of at most 256 characters, each a text (of 256 at most), number or boolean",
+        );
     }
     Ok(())
 }
@@ -373,7 +402,12 @@ fn check_metadata(metadata: &Metadata) -> Result<(), &'static str> {
     get, path = "/v0/inboxes/{inbox_id}", tag = "inboxes", params(("inbox_id" = String, Path)),
     responses((status = 200, body = InboxView), (status = 404, body = ErrorShape))
 )]
-async fn get(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath, query: Query) -> Answer<Json<InboxView>> {
+async fn get(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    query: Query,
+) -> Answer<Json<InboxView>> {
     query.finish()?;
     caller.require("inbox_read")?;
     Ok(Json(caller.inbox(&floor, &path.segment(2)?).await?.into()))
@@ -405,7 +439,10 @@ async fn update(
     if let Some(Some(name)) = &request.display_name
         && !is_display_name(name)
     {
-        return Err(Problem::field(&["display_name"], "takes at most 256 characters, none of them control characters"));
+        return Err(Problem::field(
+            &["display_name"],
+            "takes at most 256 characters, none of them control characters",
+        ));
     }
     if let Some(Some(metadata)) = &request.metadata {
         if metadata.is_empty() {
@@ -498,9 +535,22 @@ mod tests {
         for name in ["ada", "a.b-c_d", "ada+news", "7"] {
             assert_eq!(check_username(name), Ok(()), "{name}");
         }
-        for name in
-            ["", "postmaster", "abuse", "mailer-daemon", "b-x", "a b", "a@b", "ä", ".a", "a.", "a..b", "a/b", "<a", "A"]
-        {
+        for name in [
+            "",
+            "postmaster",
+            "abuse",
+            "mailer-daemon",
+            "b-x",
+            "a b",
+            "a@b",
+            "ä",
+            ".a",
+            "a.",
+            "a..b",
+            "a/b",
+            "<a",
+            "A",
+        ] {
             assert!(check_username(name).is_err(), "{name}");
         }
         assert!(check_username(&draw_name()).is_ok());

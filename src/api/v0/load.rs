@@ -35,7 +35,11 @@ pub(crate) async fn named(
 }
 
 /// Messages as a list shows them.
-pub(crate) async fn items(tx: &mut Tx, inbox_id: &str, messages: Vec<Message>) -> Result<Vec<MessageView>, StoreError> {
+pub(crate) async fn items(
+    tx: &mut Tx,
+    inbox_id: &str,
+    messages: Vec<Message>,
+) -> Result<Vec<MessageView>, StoreError> {
     let named = named(tx, inbox_id, messages).await?;
     Ok(named.into_iter().map(|(message, names)| MessageView::item(message, names)).collect())
 }
@@ -64,7 +68,11 @@ async fn read(message: Message, names: Names, raw: Vec<u8>) -> Result<MessageVie
 }
 
 /// One message with its texts and, where it is ours, what became of it.
-pub(crate) async fn single(floor: &Arc<Floor>, inbox_id: &str, found: Message) -> Result<Option<MessageView>, StoreError> {
+pub(crate) async fn single(
+    floor: &Arc<Floor>,
+    inbox_id: &str,
+    found: Message,
+) -> Result<Option<MessageView>, StoreError> {
     let inbox_id = inbox_id.to_owned();
     let (named, deliveries) = floor
         .store

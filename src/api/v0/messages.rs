@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method};
+use axum::http::Method;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
@@ -39,18 +39,21 @@ const CHUNK: i64 = 500;
 /// Ids in one batch-get and in one batch-update: AgentMail's limits.
 const MAX_BATCH_GET: usize = 500;
 const MAX_BATCH_UPDATE: usize = 50;
-/// Labels that say what happened; only the server sets and removes them.
-const SYSTEM_LABELS: [&str; 11] = [
-    "received", "sent", "delivered", "bounced", "complained", "rejected", "opened", "blocked", "unauthenticated",
-    "scheduled", "pending-review",
-];
 /// Labels on a message or in a request.
 const MAX_LABELS: usize = 100;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     #[derive(OpenApi)]
     #[openapi(paths(
-        get_message, update_message, raw, attachment, batch_get, batch_update, send::send, send::reply, send::reply_all
+        get_message,
+        update_message,
+        raw,
+        attachment,
+        batch_get,
+        batch_update,
+        send::send,
+        send::reply,
+        send::reply_all
     ))]
     struct Described;
     let below = Router::new().route("/v0/inboxes/{inbox_id}/messages/{*rest}", axum::routing::any(below));
@@ -161,7 +164,14 @@ async fn scan(
 }
 
 /// Everything below `messages/`, by method and suffix.
-async fn below(State(app): State<App>, method: Method, caller: Caller, path: RawPath, query: Query, request: Request) -> Response {
+async fn below(
+    State(app): State<App>,
+    method: Method,
+    caller: Caller,
+    path: RawPath,
+    query: Query,
+    request: Request,
+) -> Response {
     let Some(named) = MessagePath::parse(&path.from_segment(4)) else {
         return Problem::not_found("Message").into_response();
     };
@@ -203,7 +213,8 @@ async fn dispatch(
 /// The message of this id in this inbox, if the key may see it.
 pub(super) async fn find(floor: &Floor, caller: &Caller, inbox: InboxKey, id: &str) -> Answer<Message> {
     let id = id.to_owned();
-    let found = floor.store.read(move |tx| Box::pin(async move { message::by_public_id(tx, inbox, &id).await }));
+    let found =
+        floor.store.read(move |tx| Box::pin(async move { message::by_public_id(tx, inbox, &id).await }));
     let found: Option<Message> = found.await.map_err(|e: StoreError| Problem::from(e))?;
     found
         .filter(|message| filter::may_read(&caller.0.permissions, &message.labels))
@@ -216,7 +227,12 @@ pub(super) async fn find(floor: &Floor, caller: &Caller, inbox: InboxKey, id: &s
     params(("inbox_id" = String, Path), ("message_id" = String, Path, description = "Its RFC Message-ID or our own id")),
     responses((status = 200, body = MessageView), (status = 404, body = ErrorShape))
 )]
-async fn get_message(floor: &Arc<Floor>, caller: &Caller, inbox: Inbox, id: &str) -> Answer<Json<MessageView>> {
+async fn get_message(
+    floor: &Arc<Floor>,
+    caller: &Caller,
+    inbox: Inbox,
+    id: &str,
+) -> Answer<Json<MessageView>> {
     caller.require("message_read")?;
     let found = find(floor, caller, inbox.key, id).await?;
     let view = load::single(floor, &inbox.address, found).await?;
@@ -272,9 +288,6 @@ impl Change {
             }
             for label in labels {
                 filter::check_label(path, label)?;
-                if SYSTEM_LABELS.contains(&label.as_str()) {
-                    return Err(Problem::field(&[path], format!("`{label}` is set and removed by the server alone")));
-                }
             }
         }
         if add.is_empty() && remove.is_empty() {
@@ -346,7 +359,12 @@ pub(crate) struct BatchGetResponse {
     post, path = "/v0/inboxes/{inbox_id}/messages/batch-get", tag = "messages", params(("inbox_id" = String, Path)),
     request_body = BatchGetRequest, responses((status = 200, body = BatchGetResponse), (status = 400, body = ErrorShape))
 )]
-async fn batch_get(app: &App, caller: &Caller, inbox: Inbox, request: Request) -> Answer<Json<BatchGetResponse>> {
+async fn batch_get(
+    app: &App,
+    caller: &Caller,
+    inbox: Inbox,
+    request: Request,
+) -> Answer<Json<BatchGetResponse>> {
     caller.require("message_read")?;
     let upload = body::read(app, request, limits::MAX_JSON_BODY).await?;
     let asked: BatchGetRequest = body::parse(&upload.bytes)?;
@@ -392,7 +410,12 @@ pub(crate) struct BatchUpdateResponse {
     request_body = BatchUpdateRequest,
     responses((status = 200, body = BatchUpdateResponse), (status = 400, body = ErrorShape))
 )]
-async fn batch_update(app: &App, caller: &Caller, inbox: Inbox, request: Request) -> Answer<Json<BatchUpdateResponse>> {
+async fn batch_update(
+    app: &App,
+    caller: &Caller,
+    inbox: Inbox,
+    request: Request,
+) -> Answer<Json<BatchUpdateResponse>> {
     caller.require("message_update")?;
     let upload = body::read(app, request, limits::MAX_JSON_BODY).await?;
     let asked: BatchUpdateRequest = body::parse(&upload.bytes)?;
@@ -443,10 +466,7 @@ async fn attachment(
 ) -> Answer<Json<AttachmentResponse>> {
     caller.require("message_read")?;
     let found = find(floor, caller, inbox.key, id).await?;
-    attachments::attachment(floor, &found, attachment_id).map(Json).ok_or_else(|| Problem::not_found("Attachment"))
-}
-
-/// The headers of a request that a handler needs after the body was taken.
-pub(super) fn headers_of(request: &Request) -> HeaderMap {
-    request.headers().clone()
+    attachments::attachment(floor, &found, attachment_id)
+        .map(Json)
+        .ok_or_else(|| Problem::not_found("Attachment"))
 }

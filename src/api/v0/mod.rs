@@ -1,10 +1,16 @@
 //! `/v0`: AgentMail's wire format (reference: agentmail-api.md). Field names and shapes are theirs; fields that
 //! are ours stand beside them.
 
+mod attachments;
 mod filter;
 mod identity;
 mod inboxes;
+mod keys;
+mod lists;
 mod load;
+mod messages;
+mod send;
+mod threads;
 mod view;
 
 use utoipa_axum::router::OpenApiRouter;
@@ -12,5 +18,12 @@ use utoipa_axum::router::OpenApiRouter;
 use super::App;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().merge(identity::routes()).merge(inboxes::routes())
+    OpenApiRouter::new()
+        .merge(identity::routes())
+        .merge(inboxes::routes())
+        .merge(messages::routes())
+        .merge(attachments::routes())
+        .merge(threads::routes())
+        .merge(keys::routes())
+        .merge(lists::routes())
 }

@@ -93,7 +93,11 @@ struct ThreadParams {
     get, path = "/v0/threads", tag = "threads", params(ThreadParams),
     responses((status = 200, body = ListThreadsResponse), (status = 400, body = ErrorShape))
 )]
-async fn list(State(floor): State<Arc<Floor>>, caller: Caller, query: Query) -> Answer<Json<ListThreadsResponse>> {
+async fn list(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    query: Query,
+) -> Answer<Json<ListThreadsResponse>> {
     let inbox = caller.own_inbox();
     page_of(&floor, &caller, inbox, query).await
 }
@@ -175,7 +179,12 @@ async fn scan(
     params(("thread_id" = String, Path), ("limit" = Option<i64>, Query), ("page_token" = Option<String>, Query)),
     responses((status = 200, body = WholeThread), (status = 404, body = ErrorShape))
 )]
-async fn get(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath, query: Query) -> Answer<Json<WholeThread>> {
+async fn get(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    query: Query,
+) -> Answer<Json<WholeThread>> {
     whole(&floor, &caller, None, &path.segment(2)?, query).await
 }
 
@@ -233,7 +242,8 @@ async fn whole(
     let found = floor.store.read(move |tx| {
         Box::pin(async move {
             let [_, _, before] = page.start().key;
-            let mut messages = message::of_thread(tx, thread.inbox, thread.thread_key, before, page.fetch()).await?;
+            let mut messages =
+                message::of_thread(tx, thread.inbox, thread.thread_key, before, page.fetch()).await?;
             let place = |m: &Message| Place::new(0, m.message_key);
             let next = paging::cut(&page, Listing::ThreadMessages, &mut messages, place);
             messages.retain(|m| filter::may_read(&permissions, &m.labels));
@@ -297,7 +307,8 @@ async fn attachment_of(
     }
     let found = floor.store.read(move |tx| Box::pin(message::by_key(tx, id.message.inbox, id.message.seq)));
     let found: Option<Message> = found.await.map_err(|e: StoreError| Problem::from(e))?;
-    let seen = |m: &Message| m.thread_key == thread.thread_key && filter::may_read(&caller.0.permissions, &m.labels);
+    let seen =
+        |m: &Message| m.thread_key == thread.thread_key && filter::may_read(&caller.0.permissions, &m.labels);
     let message = found.filter(seen).ok_or_else(none)?;
     attachments::attachment(floor, &message, attachment_id).map(Json).ok_or_else(none)
 }

@@ -247,7 +247,8 @@ impl MessageView {
         let extracted = screen::extracted_text(&text);
         view.text = Some(text).filter(|t| !t.is_empty());
         view.extracted_text = Some(extracted).filter(|t| !t.is_empty());
-        view.html = structure.html.map(|part| screen::decode_text(raw, &structure, part)).filter(|t| !t.is_empty());
+        view.html =
+            structure.html.map(|part| screen::decode_text(raw, &structure, part)).filter(|t| !t.is_empty());
         for (name, value) in screen::headers(raw) {
             // Of several with one name, the topmost: the one that the last host put there.
             view.headers.entry(name).or_insert(value);
@@ -306,7 +307,11 @@ impl ThreadView {
         ThreadView {
             inbox_id: names.inbox_id,
             thread_id: thread.id(),
-            attachments: thread.attachments.iter().map(|a| AttachmentView::of_thread(thread.inbox, a)).collect(),
+            attachments: thread
+                .attachments
+                .iter()
+                .map(|a| AttachmentView::of_thread(thread.inbox, a))
+                .collect(),
             labels: thread.labels,
             timestamp: rfc3339(thread.last_at),
             received_timestamp: thread.received_at.map(rfc3339),
@@ -335,7 +340,14 @@ mod tests {
         let message = RowId { at: 1_795_230_245_678, inbox: InboxKey { pod: 1, inbox: 7 }, seq: 42 };
         let id = AttachmentId { message, part: 3 };
         assert_eq!(AttachmentId::parse(&id.text()), Some(id));
-        for wrong in ["", "att_", "att__3", "att_zz_3", &id.text().replace("_3", "_03"), &id.text().replace("_3", "_-3")] {
+        for wrong in [
+            "",
+            "att_",
+            "att__3",
+            "att_zz_3",
+            &id.text().replace("_3", "_03"),
+            &id.text().replace("_3", "_-3"),
+        ] {
             assert_eq!(AttachmentId::parse(wrong), None, "{wrong}");
         }
     }
