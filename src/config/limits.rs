@@ -52,9 +52,10 @@ pub(crate) const SMTP_SESSIONS: usize = 1_000;
 /// address; mox allows 30. Loopback is not counted: what runs on this machine needs no door to hurt it.
 pub(crate) const SMTP_SESSIONS_PER_PEER: usize = 50;
 
-/// Octets of messages that all sessions of a listener together hold while they receive and commit. Beyond it, a
-/// message is answered 452 and comes again later.
-pub(crate) const SMTP_DATA_BUDGET: usize = 512 * 1024 * 1024;
+/// Octets of messages that all sessions of a listener together hold while they receive and commit; at least
+/// twice the largest message that the operator allows. Beyond it, a message is answered 452 and comes again
+/// later. Reading and storing a message takes up to three times its size for a moment.
+pub(crate) const SMTP_DATA_BUDGET: usize = 256 * 1024 * 1024;
 
 /// Octets of a command line with its CRLF. RFC 5321 §4.5.3.1.4 says 512, plus what extensions add: SIZE 26
 /// (RFC 1870 §3), BODY 17 (RFC 6152 §2), SMTPUTF8 10 (RFC 6531 §3.1), and as much again for those that a

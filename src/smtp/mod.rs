@@ -52,13 +52,14 @@ const ID_OCTETS: usize = 5;
 pub async fn serve(floor: Arc<Floor>, listener: TcpListener, shutdown: CancellationToken) {
     let config = &floor.config;
     let first_domain = config.domains.first().unwrap_or(&config.hostname);
+    let largest = usize::try_from(config.smtp.max_message_size).unwrap_or(usize::MAX);
     let house = House {
         hostname: config.hostname.clone(),
         first_domain: first_domain.clone(),
         max_message_size: config.smtp.max_message_size,
         error_pause: limits::SMTP_ERROR_PAUSE,
         tls: floor.tls.clone(),
-        budget: data::Budget::new(limits::SMTP_DATA_BUDGET),
+        budget: data::Budget::new(limits::SMTP_DATA_BUDGET.max(largest.saturating_mul(2))),
         backend: floor,
     };
     let door = Door::new(limits::SMTP_SESSIONS, limits::SMTP_SESSIONS_PER_PEER);
