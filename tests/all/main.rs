@@ -24,6 +24,7 @@ mod limits;
 mod out;
 mod road;
 mod sdk;
+mod store;
 mod threads;
 mod verdicts;
 mod world;
