@@ -128,8 +128,9 @@ struct Place<'a> {
     inbox_id: &'a str,
 }
 
-/// The conversation. The stranger's Message-ID is made here, so that the message can be named afterwards
-/// without a JSON parser; it differs each time, because a second mail with the same one is a duplicate.
+/// The conversation. `field` reads one value out of the claimed item, for want of a JSON parser. The stranger's
+/// Message-ID differs each time, because a second mail with the same one would be a duplicate. No comments:
+/// an interactive zsh would run them.
 fn commands(place: &Place<'_>) -> String {
     let Place { smtp, http, admin, inbox, inbox_id } = place;
     format!(
@@ -137,20 +138,19 @@ fn commands(place: &Place<'_>) -> String {
 admin='Authorization: Bearer {admin}'
 json='Content-Type: application/json'
 api=http://{http}
-id=$(date +%s)-$$
-# a stranger writes to ada, by SMTP
+field() {{ printf '%s' "$work" | grep -o "\"$1\":\"*[^\",}}]*" | head -n 1 | sed 's/^"[a-z_]*":"*//; s/</%3C/; s/>/%3E/'; }}
+echo '== a stranger writes to ada, by SMTP'
 printf '%s\n' "From: Sam <sam@stranger.example>" "To: {inbox_id}" "Subject: Opening hours" \
-  "Message-ID: <$id@stranger.example>" "" "Are you open on Monday?" |
+  "Message-ID: <$(date +%s)-$$@stranger.example>" "" "Are you open on Monday?" |
   curl -sS --crlf smtp://{smtp} --mail-from sam@stranger.example --mail-rcpt {inbox_id} -T -
-# ada claims the work item: hers alone until the lease ends
+echo '== ada claims the work item: hers alone until the lease ends'
 work=$(curl -sS -X POST $api/v1/work-items/claim -H "$ada"); printf '%s\n' "$work"
-item=$(printf '%s' "$work" | grep -o '"work_item_id":"[^"]*' | head -n 1 | cut -d '"' -f 4)
-fence=$(printf '%s' "$work" | grep -o '"fence":[0-9]*' | head -n 1 | cut -d : -f 2)
-# she answers with the fence that says so, and the item is done
-curl -sS $api/v0/inboxes/{inbox_id}/messages/%3C$id@stranger.example%3E/reply -H "$ada" -H "$json" \
+item=$(field work_item_id) fence=$(field fence) message=$(field message_id)
+echo '== she answers with the fence that says so, and completes the item'
+curl -sS $api/v0/inboxes/{inbox_id}/messages/$message/reply -H "$ada" -H "$json" \
   -d '{{"text": "Yes, from nine to five.", "work_item_id": "'$item'", "fence": '$fence'}}'; echo
 curl -sS -X POST $api/v1/work-items/$item/complete -H "$ada" -H "$json" -d '{{"fence": '$fence'}}'; echo
-# the answer, as it would have gone out
+echo '== the answer, as it would have gone out'
 sleep 1; curl -sS $api/v1/dev/captured -H "$admin"; echo"#
     )
 }
