@@ -1,14 +1,15 @@
 //! A message on its way out: read, signed and put into wire form once, whoever of its recipients is first.
 //!
 //! Signing takes a third of a millisecond of CPU, so it happens on a blocking thread, in one hop with the dot
-//! stuffing. What is held in memory is bounded: a letter is opened only when a connection waits for it, and
-//! all open letters share a budget.
+//! stuffing. What is held in memory is bounded: a letter is opened only when a connection waits for it, all
+//! open letters share a budget, and one that nobody is sending just now is closed again.
 //!
 //! RFC 6376 §3.5 (the signature fields are put on top).
 
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::{Arc, Weak};
 
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::deliver::dkim::Signers;
 use crate::deliver::outcome::Outcome;
@@ -49,23 +50,38 @@ pub(crate) struct Letter {
     message_key: i64,
     /// Who signs: the domain of From.
     from_domain: String,
-    opened: OnceCell<Opened>,
+    opened: Mutex<Weak<Opened>>,
 }
 
-struct Opened {
-    message: Arc<WireMessage>,
+/// A letter in memory, for as long as somebody holds it.
+pub(crate) struct Opened {
+    message: WireMessage,
     _budget: OwnedSemaphorePermit,
+}
+
+impl Deref for Opened {
+    type Target = WireMessage;
+
+    fn deref(&self) -> &WireMessage {
+        &self.message
+    }
 }
 
 impl Letter {
     pub(crate) fn new(desk: Arc<Desk>, inbox: InboxKey, message_key: i64, from_domain: String) -> Letter {
-        Letter { desk, inbox, message_key, from_domain, opened: OnceCell::new() }
+        Letter { desk, inbox, message_key, from_domain, opened: Mutex::default() }
     }
 
     /// The message, signed and ready to send; an `Outcome` says why it cannot be.
-    pub(crate) async fn open(&self) -> Result<Arc<WireMessage>, Outcome> {
-        let opened = self.opened.get_or_try_init(|| self.read_and_sign()).await?;
-        Ok(opened.message.clone())
+    pub(crate) async fn open(&self) -> Result<Arc<Opened>, Outcome> {
+        // Whoever comes second waits for the first one's signature instead of making another.
+        let mut opened = self.opened.lock().await;
+        if let Some(open) = opened.upgrade() {
+            return Ok(open);
+        }
+        let open = Arc::new(self.read_and_sign().await?);
+        *opened = Arc::downgrade(&open);
+        Ok(open)
     }
 
     async fn read_and_sign(&self) -> Result<Opened, Outcome> {
@@ -92,7 +108,7 @@ impl Letter {
         };
         let message = tokio::task::spawn_blocking(work).await.map_err(|error| later(error.to_string()))?;
         match message {
-            Ok(message) => Ok(Opened { message: Arc::new(message), _budget: budget }),
+            Ok(message) => Ok(Opened { message, _budget: budget }),
             Err(why) => {
                 tracing::error!(why, "a message cannot be sent as it is");
                 Err(Outcome::failed("5.6.0", format!("the message cannot be sent as it is: {why}")))

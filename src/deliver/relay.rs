@@ -10,6 +10,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::address::Address;
 use crate::config::{Config, Smarthost};
 use crate::deliver::client::{self, Answer, Client, ClientError, Deadlines, Stage};
@@ -70,13 +72,23 @@ impl Relay {
         }
     }
 
-    /// What each recipient came to, in their order.
-    pub(crate) async fn attempt(&self, parcel: &Parcel<'_>, letter: &Letter) -> Vec<Outcome> {
-        let all = |outcome: Outcome| vec![outcome; parcel.recipients.len()];
+    /// What each recipient came to, in their order; `None` when the server stops before anything was sent.
+    pub(crate) async fn attempt(
+        &self,
+        parcel: &Parcel<'_>,
+        letter: &Letter,
+        stop: &CancellationToken,
+    ) -> Option<Vec<Outcome>> {
+        let all = |outcome: Outcome| Some(vec![outcome; parcel.recipients.len()]);
         let mut failed: Vec<SocketAddr> = Vec::new();
         let mut last = None;
         loop {
-            let lease = match self.connect(parcel.domain, &failed).await {
+            let lease = tokio::select! {
+                biased;
+                () = stop.cancelled() => return None,
+                lease = self.connect(parcel.domain, &failed) => lease,
+            };
+            let lease = match lease {
                 Ok(lease) => lease,
                 Err(outcome) => return all(last.unwrap_or(outcome)),
             };
@@ -89,7 +101,7 @@ impl Relay {
             };
             let address = lease.slot.address;
             match self.hand_over(lease, parcel, &message).await {
-                Ok(outcomes) => return outcomes,
+                Ok(outcomes) => return Some(outcomes),
                 Err(outcome) => {
                     failed.push(address);
                     last = Some(outcome);

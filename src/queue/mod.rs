@@ -1,1 +1,366 @@
-//! Room under construction.
+//! The queue: what waits to leave, and when each of it is tried.
+//!
+//! - A row is claimed (`attempting`, attempt counted, committed) before anybody dials; results are committed in
+//!   groups. Rows of a dead process come back, marked `maybe_duplicate`: on SQLite at the start, on PostgreSQL
+//!   when their node was not seen for a minute.
+//! - Rows of one message for one domain travel together; destinations take turns (`plan.rs`); memory is bounded
+//!   by rows held and by the octets of opened letters.
+//! - It sleeps until a release wakes it or the next row is due; a lost wake-up costs seconds, never mail.
+//! - Stopping: nothing new is claimed, what waits is given back untouched, what is under way finishes.
+//!
+//! RFC 5321 §4.5.4.1 (sending strategy).
+
+mod ledger;
+mod plan;
+mod worker;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::{Id, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Millis;
+use crate::deliver::dkim::Signers;
+use crate::deliver::letter::{Desk, Letter};
+use crate::deliver::relay::Relay;
+use crate::floor::Floor;
+use crate::ids::{InboxKey, random_token};
+use crate::store::delivery::{self, Delivery, Route};
+use crate::store::{StoreError, Topic};
+
+use plan::Plan;
+use worker::{Back, Parcel, Workshop};
+
+/// Rows claimed in one transaction.
+const CLAIM: usize = 256;
+/// While more is known to wait, claim only once this much room is free: not a commit for every row.
+const WORTH_A_CLAIM: usize = 64;
+/// Releases that come close together are claimed together, while enough is under way.
+const GATHER: Duration = Duration::from_millis(3);
+/// The longest sleep: a wake-up of another process may be lost.
+const LONGEST_SLEEP: Duration = Duration::from_secs(5);
+const AFTER_AN_ERROR: Duration = Duration::from_secs(1);
+/// How often a node says that it lives, and after what silence it is taken for dead.
+const BEAT: Duration = Duration::from_secs(10);
+const DEAD_AFTER: Millis = 60_000;
+/// Results on their way to the ledger.
+const RESULTS: usize = 1_024;
+
+/// Delivers until `shutdown`; returns early only when the DKIM keys cannot be opened.
+pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
+    let signers = match Signers::load(&floor.store, &floor.secrets, &floor.config.domains).await {
+        Ok(signers) => signers,
+        Err(error) => {
+            tracing::error!(%error, "mail cannot be signed, so none is sent");
+            return;
+        }
+    };
+    let node: Arc<str> = random_token::<10>().into();
+    let (results, received) = mpsc::channel(RESULTS);
+    let ledger = tokio::spawn(ledger::keep(floor.clone(), node.clone(), received));
+    let workshop = Workshop {
+        relay: Relay::new(&floor),
+        floor: floor.clone(),
+        results,
+        stop: shutdown.clone(),
+    };
+    let queue = Queue {
+        desk: Arc::new(Desk::new(floor.clone(), signers)),
+        workshop: Arc::new(workshop),
+        plan: Plan::new(),
+        tasks: JoinSet::new(),
+        under_way: HashMap::new(),
+        claiming: false,
+        more: true,
+        left_out: 0,
+        next_due: None,
+        floor,
+        node,
+    };
+    queue.work(shutdown).await;
+    // The last sender of results went with the queue, so the ledger writes what it has and ends.
+    let _ = ledger.await;
+}
+
+struct Queue {
+    floor: Arc<Floor>,
+    node: Arc<str>,
+    desk: Arc<Desk>,
+    workshop: Arc<Workshop>,
+    plan: Plan<Parcel>,
+    tasks: JoinSet<Done>,
+    /// The parcel of each task, so that one that panics frees its place.
+    under_way: HashMap<Id, (String, usize)>,
+    claiming: bool,
+    /// There may be rows that are due and not claimed.
+    more: bool,
+    /// How many destinations the last claim left out, because their parcels still wait.
+    left_out: usize,
+    /// When the next row is due, as far as known.
+    next_due: Option<Millis>,
+}
+
+enum Done {
+    Claimed(Result<Claimed, StoreError>),
+    Back(Back),
+}
+
+struct Claimed {
+    rows: Vec<Delivery>,
+    next_due: Option<Millis>,
+    /// Not everything that was due could be had.
+    more: bool,
+}
+
+impl Queue {
+    async fn work(mut self, shutdown: CancellationToken) {
+        let mut wakes = self.floor.store.wakeups().subscribe(Topic::Queue);
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut recovered = false;
+        loop {
+            self.start_parcels();
+            self.claim_if_worth_it(recovered);
+            let sleep = self.sleep();
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(done) = self.tasks.join_next_with_id() => self.take(done),
+                changed = wakes.changed(), if !self.more => {
+                    self.more = true;
+                    if changed.is_err() {
+                        break;
+                    }
+                }
+                () = tokio::time::sleep(sleep), if !self.more && !self.claiming => self.more = true,
+                _ = beat.tick() => {
+                    recovered |= self.beat(recovered).await;
+                    self.workshop.relay.pool.sweep();
+                }
+            }
+        }
+        self.stop().await;
+    }
+
+    /// Until the next row is due; short, because the database's clock is not ours to watch.
+    fn sleep(&self) -> Duration {
+        let due = self.next_due.map_or(i64::MAX, |due| due.saturating_sub(self.floor.clock.now()));
+        // A row that is due already waits for its destination, or for a clock: look again soon, not at once.
+        let least = if self.left_out > 0 { 500 } else { 20 };
+        let due = u64::try_from(due).unwrap_or(0).max(least);
+        Duration::from_millis(due).min(LONGEST_SLEEP)
+    }
+
+    /// Says that this node lives, and takes back what dead ones left. `true` once that was possible.
+    async fn beat(&self, recovered: bool) -> bool {
+        let shared = self.floor.store.is_shared();
+        // On SQLite nobody else can have died.
+        if recovered && !shared {
+            return true;
+        }
+        let node = self.node.clone();
+        let outcome = self
+            .floor
+            .store
+            .write(move |tx| {
+                let node = node.clone();
+                Box::pin(async move {
+                    delivery::beat(tx, &node).await?;
+                    let stale = tx.now() - DEAD_AFTER;
+                    let rows = delivery::recover(tx, &node, stale).await?;
+                    delivery::forget_nodes(tx, None, stale - DEAD_AFTER).await?;
+                    Ok::<u64, StoreError>(rows)
+                })
+            })
+            .await;
+        match outcome {
+            Ok(0) => true,
+            Ok(rows) => {
+                tracing::warn!(rows, "deliveries of a process that died are tried again");
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "the queue cannot reach the database");
+                false
+            }
+        }
+    }
+
+    fn start_parcels(&mut self) {
+        while let Some((parcel, rows)) = self.plan.next() {
+            let workshop = self.workshop.clone();
+            let domain = parcel.domain.clone();
+            let task = self.tasks.spawn(async move { Done::Back(workshop.deliver(parcel).await) });
+            self.under_way.insert(task.id(), (domain, rows));
+        }
+    }
+
+    fn claim_if_worth_it(&mut self, recovered: bool) {
+        let room = self.plan.room();
+        if !recovered || self.claiming || !self.more || (room < WORTH_A_CLAIM && !self.plan.is_idle()) {
+            return;
+        }
+        self.claiming = true;
+        self.more = false;
+        let limit = room.min(CLAIM);
+        let busy = self.plan.busy();
+        self.left_out = busy.len();
+        let busy = serde_json::to_string(&busy).unwrap_or_else(|_| "[]".to_owned());
+        let gather = if self.under_way.is_empty() { None } else { Some(GATHER) };
+        let (floor, node) = (self.floor.clone(), self.node.clone());
+        self.tasks.spawn(async move {
+            if let Some(gather) = gather {
+                tokio::time::sleep(gather).await;
+            }
+            Done::Claimed(claim(&floor, &node, limit, busy).await)
+        });
+    }
+
+    fn take(&mut self, done: Result<(Id, Done), tokio::task::JoinError>) {
+        match done {
+            Ok((_, Done::Claimed(claimed))) => {
+                self.claiming = false;
+                self.take_claimed(claimed);
+            }
+            Ok((id, Done::Back(back))) => {
+                self.parcel_is_back(id, back.reached);
+                if !back.untried.is_empty() {
+                    self.give_back(back.untried);
+                }
+            }
+            Err(error) if error.is_panic() => {
+                tracing::error!(%error, "a delivery panicked; its rows are tried again after a restart");
+                if self.under_way.contains_key(&error.id()) {
+                    self.parcel_is_back(error.id(), false);
+                } else {
+                    self.claiming = false;
+                }
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn parcel_is_back(&mut self, id: Id, reached: bool) {
+        if let Some((domain, rows)) = self.under_way.remove(&id) {
+            self.plan.done(&domain, rows, reached);
+            // A destination that was left out has nothing waiting any more: its other rows may come.
+            self.more |= self.plan.busy().len() < self.left_out;
+        }
+    }
+
+    fn take_claimed(&mut self, claimed: Result<Claimed, StoreError>) {
+        let claimed = match claimed {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                tracing::error!(%error, "deliveries cannot be claimed");
+                let soon = i64::try_from(AFTER_AN_ERROR.as_millis()).unwrap_or(1_000);
+                self.next_due = Some(self.floor.clock.now() + soon);
+                return;
+            }
+        };
+        self.next_due = claimed.next_due;
+        self.more |= claimed.more;
+        for parcel in self.parcels(claimed.rows) {
+            let (domain, rows) = (parcel.domain.clone(), parcel.deliveries.len());
+            self.plan.add(&domain, parcel, rows);
+        }
+    }
+
+    /// Rows of one message share a letter; those of one domain among them travel together.
+    fn parcels(&self, rows: Vec<Delivery>) -> Vec<Parcel> {
+        let mut letters: HashMap<(InboxKey, i64), Arc<Letter>> = HashMap::new();
+        let mut places: HashMap<(InboxKey, i64, String, Route), usize> = HashMap::new();
+        let mut parcels: Vec<Parcel> = Vec::new();
+        for row in rows {
+            let message = (row.inbox, row.message_key);
+            let place = (row.inbox, row.message_key, row.domain.clone(), row.route);
+            if let Some(parcel) = places.get(&place).and_then(|i| parcels.get_mut(*i)) {
+                parcel.deliveries.push(row);
+                continue;
+            }
+            let letter = letters.entry(message).or_insert_with(|| {
+                let from = row.sender.rsplit_once('@').map_or("", |(_, domain)| domain).to_owned();
+                Arc::new(Letter::new(self.desk.clone(), row.inbox, row.message_key, from))
+            });
+            places.insert(place, parcels.len());
+            parcels.push(Parcel {
+                domain: row.domain.clone(),
+                route: row.route,
+                letter: letter.clone(),
+                deliveries: vec![row],
+            });
+        }
+        parcels
+    }
+
+    /// What waits is given back; what is under way may finish, as long as the server lets it.
+    async fn stop(mut self) {
+        let waiting = self.plan.take_waiting();
+        self.give_back(waiting.into_iter().flat_map(|parcel| parcel.deliveries).collect());
+        while let Some(done) = self.tasks.join_next().await {
+            match done {
+                Ok(Done::Back(back)) => self.give_back(back.untried),
+                // Claimed a moment before the stop.
+                Ok(Done::Claimed(Ok(claimed))) => self.give_back(claimed.rows),
+                Ok(Done::Claimed(Err(_))) | Err(_) => {}
+            }
+        }
+        self.workshop.relay.pool.close();
+        let node = self.node.clone();
+        let forgotten: Result<(), StoreError> = self
+            .floor
+            .store
+            .write(move |tx| {
+                let node = node.clone();
+                Box::pin(async move { delivery::forget_nodes(tx, Some(&node), 0).await })
+            })
+            .await;
+        if let Err(error) = forgotten {
+            tracing::debug!(%error, "the node's row stays until it is stale");
+        }
+    }
+
+    /// In the background, as one of the queue's own tasks: they were not tried, so nothing is marked.
+    fn give_back(&mut self, rows: Vec<Delivery>) {
+        if rows.is_empty() {
+            return;
+        }
+        let (floor, node, rows) = (self.floor.clone(), self.node.clone(), Arc::new(rows));
+        self.tasks.spawn(async move {
+            let outcome: Result<(), StoreError> = floor
+                .store
+                .write(move |tx| {
+                    let (node, rows) = (node.clone(), rows.clone());
+                    Box::pin(async move {
+                        for row in rows.iter() {
+                            delivery::give_back(tx, &node, row).await?;
+                        }
+                        Ok(())
+                    })
+                })
+                .await;
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "rows could not be given back; the next start recovers them");
+            }
+            Done::Back(Back { reached: true, untried: Vec::new() })
+        });
+    }
+}
+
+async fn claim(floor: &Floor, node: &Arc<str>, limit: usize, busy: String) -> Result<Claimed, StoreError> {
+    let (node, limit) = (node.clone(), i64::try_from(limit).unwrap_or(i64::MAX));
+    floor
+        .store
+        .write(move |tx| {
+            let (node, busy) = (node.clone(), busy.clone());
+            Box::pin(async move {
+                let rows = delivery::claim(tx, &node, limit, &busy).await?;
+                let more = rows.len() as i64 >= limit;
+                let next_due = if more { None } else { delivery::next_due(tx).await? };
+                Ok(Claimed { rows, next_due, more })
+            })
+        })
+        .await
+}

@@ -1,0 +1,101 @@
+//! What came of attempts, written in groups: many results share one commit.
+//!
+//! At each result the crash is harmless: before the commit the row is still `attempting`, and whoever starts
+//! next tries again with the same Message-ID, marked `maybe_duplicate`. A bounce is filed before the row says
+//! `failed`, and filing it twice makes one (`inbox::deliver_bounce`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::address::Address;
+use crate::deliver::outcome::{Fate, Outcome};
+use crate::floor::Floor;
+use crate::store::delivery::{self, Delivery, Settled};
+use crate::store::{StoreError, Tx, suppression};
+
+/// Results in one transaction.
+const GROUP: usize = 200;
+/// Between two tries to write while the database is away.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// One recipient's result, decided and ready to be written.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) delivery: Delivery,
+    pub(super) outcome: Outcome,
+    pub(super) settled: Settled,
+    /// `gatepost dev` plays a recipient who complains.
+    pub(super) complains: bool,
+}
+
+/// Writes results until every sender is gone.
+pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut results: mpsc::Receiver<Entry>) {
+    let mut group = Vec::with_capacity(GROUP);
+    while results.recv_many(&mut group, GROUP).await > 0 {
+        let batch = Arc::new(std::mem::take(&mut group));
+        let mut told = false;
+        loop {
+            let (batch, node) = (batch.clone(), node.clone());
+            let written: Result<(), StoreError> = floor
+                .store
+                .write(move |tx| {
+                    let (batch, node) = (batch.clone(), node.clone());
+                    Box::pin(async move {
+                        for entry in batch.iter() {
+                            write(tx, &node, entry).await?;
+                        }
+                        Ok(())
+                    })
+                })
+                .await;
+            match written {
+                Ok(()) => break,
+                Err(StoreError::Closed) => return,
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::error!(%error, "results of deliveries cannot be written; trying on");
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+async fn write(tx: &mut Tx, node: &str, entry: &Entry) -> Result<(), StoreError> {
+    let Entry { delivery, outcome, settled, complains } = entry;
+    if !delivery::settle(tx, node, delivery, settled).await? {
+        // Another node took the row over while we were thought dead: its result counts.
+        tracing::warn!(delivery.id = delivery.id(), "the result of a delivery came too late");
+        return Ok(());
+    }
+    let event_type = match settled.state {
+        "delivered" => "message.delivered",
+        "failed" => "message.bounced",
+        _ => "delivery.deferred",
+    };
+    let status = settled.status.as_deref();
+    delivery::announce(tx, delivery, event_type, status, settled.reply.as_deref(), settled.next_attempt_at)
+        .await?;
+    if outcome.suppresses() {
+        suppress(tx, delivery, "bounce", &outcome.text).await?;
+    }
+    if *complains && outcome.fate == Fate::Delivered {
+        delivery::announce(tx, delivery, "message.complained", None, Some("simulated"), None).await?;
+        suppress(tx, delivery, "complaint", "simulated").await?;
+    }
+    Ok(())
+}
+
+async fn suppress(
+    tx: &mut Tx,
+    delivery: &Delivery,
+    reason: &str,
+    detail: &str,
+) -> Result<(), StoreError> {
+    let Ok(address) = delivery.recipient.parse::<Address>() else { return Ok(()) };
+    suppression::add(tx, delivery.inbox.pod, &address.key(), reason, &delivery.id(), Some(detail)).await?;
+    Ok(())
+}

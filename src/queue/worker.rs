@@ -1,0 +1,276 @@
+//! A parcel is delivered: the recipients of one message at one destination, by the way that their rows say.
+//!
+//! The rows were committed as `attempting` before this begins. Results go to the ledger; a local delivery
+//! writes its own, in the transaction that files the message.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::address::Address;
+use crate::clock::Millis;
+use crate::config::Relay as RelayConfig;
+use crate::deliver::capture::{self, Simulated};
+use crate::deliver::letter::Letter;
+use crate::deliver::outcome::{Fate, Outcome};
+use crate::deliver::relay::{self, Relay};
+use crate::deliver::{bounce, return_path, schedule};
+use crate::floor::Floor;
+use crate::ids::random_bytes;
+use crate::inbox::{self, InboxError};
+use crate::queue::ledger;
+use crate::store::delivery::{Delivery, Route, Settled};
+
+/// Recipients of one message that travel together.
+pub(super) struct Parcel {
+    pub(super) domain: String,
+    pub(super) route: Route,
+    pub(super) deliveries: Vec<Delivery>,
+    pub(super) letter: Arc<Letter>,
+}
+
+/// What every worker needs.
+pub(super) struct Workshop {
+    pub(super) floor: Arc<Floor>,
+    pub(super) relay: Relay,
+    pub(super) results: mpsc::Sender<ledger::Entry>,
+    pub(super) stop: CancellationToken,
+}
+
+/// How a parcel came back.
+pub(super) struct Back {
+    /// The destination answered, whatever it said.
+    pub(super) reached: bool,
+    /// Rows that were not tried, because the server stops.
+    pub(super) untried: Vec<Delivery>,
+}
+
+impl Workshop {
+    pub(super) async fn deliver(&self, parcel: Parcel) -> Back {
+        match parcel.route {
+            Route::Relay => self.relay(parcel).await,
+            Route::Local => {
+                for delivery in parcel.deliveries {
+                    if let Some(outcome) = self.local(&delivery).await {
+                        self.report(delivery, outcome, false).await;
+                    }
+                }
+                Back { reached: true, untried: Vec::new() }
+            }
+            Route::Capture => {
+                for delivery in parcel.deliveries {
+                    let complains = capture::simulated(&delivery.recipient) == Simulated::Complains;
+                    let outcome = capture::capture(&self.floor, &delivery).await;
+                    self.report(delivery, outcome, complains).await;
+                }
+                Back { reached: true, untried: Vec::new() }
+            }
+        }
+    }
+
+    async fn relay(&self, parcel: Parcel) -> Back {
+        let mut addresses = Vec::with_capacity(parcel.deliveries.len());
+        let mut deliveries = Vec::with_capacity(parcel.deliveries.len());
+        for delivery in parcel.deliveries {
+            match delivery.recipient.parse::<Address>() {
+                Ok(address) => {
+                    addresses.push(address);
+                    deliveries.push(delivery);
+                }
+                Err(error) => {
+                    self.report(delivery, Outcome::failed("5.1.3", error.to_string()), false).await;
+                }
+            }
+        }
+        let mail_from = deliveries.first().and_then(|delivery| self.return_path(delivery));
+        let sent = relay::Parcel { domain: &parcel.domain, mail_from, recipients: addresses };
+        let outcomes = self.relay.attempt(&sent, &parcel.letter, &self.stop).await;
+        let Some(outcomes) = outcomes else { return Back { reached: false, untried: deliveries } };
+        let reached = outcomes.iter().any(|o| o.fate == Fate::Delivered || o.personal);
+        for (delivery, outcome) in deliveries.into_iter().zip(outcomes) {
+            self.report(delivery, outcome, false).await;
+        }
+        Back { reached, untried: Vec::new() }
+    }
+
+    /// RFC 5321 §4.4: where bounces of this message come back to. Without a valid one, none are wanted.
+    fn return_path(&self, delivery: &Delivery) -> Option<Address> {
+        let (_, domain) = delivery.sender.rsplit_once('@')?;
+        let local = return_path::make(&self.floor.secrets, delivery.inbox, delivery.message_key);
+        format!("{local}@{domain}").parse().ok()
+    }
+
+    /// `None`: delivered, and written as such.
+    async fn local(&self, delivery: &Delivery) -> Option<Outcome> {
+        match inbox::deliver_local(&self.floor, delivery).await {
+            Ok(()) => None,
+            Err(InboxError::UnknownInbox) => {
+                Some(Outcome::failed("5.1.1", format!("there is no inbox {}", delivery.recipient)))
+            }
+            Err(InboxError::NoMessage) => {
+                Some(Outcome::failed("5.3.0", "the message is gone from the store"))
+            }
+            Err(InboxError::Store(error)) => {
+                tracing::error!(%error, delivery.id = delivery.id(), "a local delivery failed");
+                Some(Outcome::deferred("4.3.0", "the inbox cannot be written just now"))
+            }
+        }
+    }
+
+    /// Decides what a result means, files the bounce where it is final, and hands it to the ledger.
+    async fn report(&self, delivery: Delivery, outcome: Outcome, complains: bool) {
+        let now = self.floor.clock.now();
+        let jitter = f64::from(u16::from_le_bytes(random_bytes())) / f64::from(u16::MAX);
+        let (mut settled, outcome) = decide(&delivery, outcome, now, &self.floor.config.relay, jitter);
+        log(&delivery, &outcome, &settled);
+        if settled.state == "failed" && !self.file_bounce(&delivery, &outcome, now).await {
+            // The failure is not final before its bounce is filed: one more attempt finds the same.
+            settled = Settled {
+                state: "deferred",
+                next_attempt_at: Some(now.saturating_add(60_000)),
+                ..settled
+            };
+        }
+        let entry = ledger::Entry { delivery, outcome, settled, complains };
+        // The ledger ends after the last worker; if it is gone the row stays `attempting`, to be recovered.
+        let _ = self.results.send(entry).await;
+    }
+
+    async fn file_bounce(&self, delivery: &Delivery, outcome: &Outcome, now: Millis) -> bool {
+        let floor = &self.floor;
+        let original = floor.bodies.load(&floor.store, delivery.inbox, delivery.message_key).await;
+        let original = match original {
+            Ok(original) => original.unwrap_or_default(),
+            Err(error) => {
+                tracing::error!(%error, delivery.id = delivery.id(), "a bounce cannot be written");
+                return false;
+            }
+        };
+        let Some(raw) = bounce::compose(&floor.config.hostname, delivery, outcome, &original, now) else {
+            return true;
+        };
+        match inbox::deliver_bounce(floor, delivery.inbox, delivery.message_key, raw).await {
+            // The inbox is deleted: nobody is left to be told.
+            Ok(()) | Err(InboxError::UnknownInbox | InboxError::NoMessage) => true,
+            Err(InboxError::Store(error)) => {
+                tracing::error!(%error, delivery.id = delivery.id(), "a bounce cannot be filed");
+                false
+            }
+        }
+    }
+}
+
+/// What is written of an outcome: its state, and when the next attempt is due. A deferral that would outlive
+/// the message is a failure.
+fn decide(
+    delivery: &Delivery,
+    outcome: Outcome,
+    now: Millis,
+    config: &RelayConfig,
+    jitter: f64,
+) -> (Settled, Outcome) {
+    let mut outcome = outcome;
+    let mut next_attempt_at = None;
+    if outcome.fate == Fate::Deferred {
+        let attempts = u32::try_from(delivery.attempts).unwrap_or(u32::MAX);
+        let lifetime = u64::try_from(delivery.expires_at - delivery.created_at).unwrap_or(0);
+        let expire = std::time::Duration::from_millis(lifetime);
+        next_attempt_at =
+            schedule::next(attempts, delivery.created_at, now, &config.retry, expire, jitter);
+        if next_attempt_at.is_none() {
+            // RFC 3463 §3.5, X.4.7: delivery time expired.
+            let text = format!("given up after {} attempts; the last one: {}", delivery.attempts, outcome.text);
+            outcome = Outcome { host: outcome.host, ..Outcome::failed("5.4.7", text) };
+        }
+    }
+    let settled = Settled {
+        state: match outcome.fate {
+            Fate::Delivered => "delivered",
+            Fate::Deferred => "deferred",
+            Fate::Failed => "failed",
+        },
+        status: Some(outcome.status.clone()),
+        reply: Some(match &outcome.host {
+            Some(host) => format!("{host}: {}", outcome.text),
+            None => outcome.text.clone(),
+        }),
+        next_attempt_at,
+        maybe_duplicate: outcome.unheard && next_attempt_at.is_some(),
+    };
+    (settled, outcome)
+}
+
+fn log(delivery: &Delivery, outcome: &Outcome, settled: &Settled) {
+    tracing::info!(
+        delivery.id = delivery.id(),
+        delivery.domain = delivery.domain,
+        delivery.attempts = delivery.attempts,
+        delivery.status = outcome.status,
+        relay.host = outcome.host,
+        relay.reply = outcome.text,
+        "{}",
+        settled.state
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::ids::InboxKey;
+
+    const DAY: Millis = 86_400_000;
+
+    fn delivery(attempts: i64) -> Delivery {
+        Delivery {
+            inbox: InboxKey { pod: 1, inbox: 2 },
+            delivery_key: 3,
+            message_key: 4,
+            recipient: "bob@remote.example".into(),
+            domain: "remote.example".into(),
+            route: Route::Relay,
+            state: "attempting".into(),
+            next_attempt_at: 0,
+            attempts,
+            maybe_duplicate: false,
+            last_status: None,
+            last_reply: None,
+            expires_at: 5 * DAY,
+            created_at: 0,
+            updated_at: 0,
+            thread_key: 5,
+            sender: "ada@agents.example".into(),
+        }
+    }
+
+    fn config() -> RelayConfig {
+        RelayConfig {
+            port: 25,
+            allow_private_addresses: false,
+            smarthost: None,
+            retry: vec![Duration::from_secs(60), Duration::from_secs(3_600)],
+            expire: Duration::from_secs(5 * 86_400),
+        }
+    }
+
+    #[test]
+    fn a_deferral_waits_and_an_expired_one_is_a_failure() {
+        let deferred = || Outcome::deferred("4.7.1", "451 4.7.1 greylisted");
+        let (settled, _) = decide(&delivery(1), deferred(), 1_000, &config(), 0.5);
+        assert_eq!((settled.state, settled.next_attempt_at), ("deferred", Some(61_000)));
+        let (settled, outcome) = decide(&delivery(99), deferred(), 5 * DAY - 1_000, &config(), 0.5);
+        assert_eq!((settled.state, settled.status.as_deref()), ("failed", Some("5.4.7")));
+        assert!(outcome.text.contains("greylisted") && !outcome.suppresses(), "{outcome:?}");
+    }
+
+    /// A remote that took the message and was not heard may get it twice: the second is marked.
+    #[test]
+    fn silence_after_the_dot_marks_the_next_attempt() {
+        let mut outcome = Outcome::deferred("4.4.2", "silent");
+        outcome.unheard = true;
+        let (settled, _) = decide(&delivery(1), outcome, 0, &config(), 0.5);
+        assert!(settled.maybe_duplicate);
+    }
+}
