@@ -364,3 +364,6 @@ async fn claim(floor: &Floor, node: &Arc<str>, limit: usize, busy: String) -> Re
         })
         .await
 }
+
+#[cfg(test)]
+mod tests;

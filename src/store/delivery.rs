@@ -255,7 +255,7 @@ pub async fn recover(tx: &mut Tx, node: &str, stale: Millis) -> Result<u64, Stor
     let sql = tx.either(
         "UPDATE delivery SET state = 'due', node = NULL, attempting_since = NULL, next_attempt_at = $3, updated_at = $3,
                 maybe_duplicate = CASE WHEN route = 'relay' THEN 1 ELSE maybe_duplicate END
-         WHERE state = 'attempting' AND node <> $1 AND $2 = $2",
+         WHERE state = 'attempting' AND node <> $1",
         "UPDATE delivery SET state = 'due', node = NULL, attempting_since = NULL, next_attempt_at = $3, updated_at = $3,
                 maybe_duplicate = CASE WHEN route = 'relay' THEN 1 ELSE maybe_duplicate END
          WHERE state = 'attempting' AND node <> $1

@@ -1,0 +1,377 @@
+//! The queue against a remote on a socket, from a released row to what the remote heard and the log says.
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::deliver::compose::{Composition, compose};
+use crate::deliver::dkim;
+use crate::dns::Resolver;
+use crate::secrets::Secrets;
+use crate::store::Store;
+use crate::store::body::{self, BodyStore};
+use crate::store::delivery::NewDelivery;
+use crate::store::event;
+use crate::store::inbox::{self, DEFAULT_POD, InboxStatus, NewInbox};
+use crate::store::suppression;
+use crate::tls::Tls;
+
+/// What the remote heard: the envelope and the message of each transaction.
+#[derive(Default)]
+struct Heard {
+    connections: usize,
+    mails: Vec<(String, Vec<String>, String)>,
+}
+
+/// A remote that answers `RCPT` by the local part: `c550.x` gives 550, `once` 451 the first time, `hang` nothing.
+struct Remote {
+    port: u16,
+    heard: Arc<Mutex<Heard>>,
+}
+
+impl Remote {
+    async fn start() -> Remote {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let heard: Arc<Mutex<Heard>> = Arc::default();
+        let shared = heard.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                shared.lock().unwrap().connections += 1;
+                tokio::spawn(serve(stream, shared.clone()));
+            }
+        });
+        Remote { port, heard }
+    }
+
+    fn mails(&self) -> Vec<(String, Vec<String>, String)> {
+        self.heard.lock().unwrap().mails.clone()
+    }
+}
+
+async fn serve(stream: TcpStream, heard: Arc<Mutex<Heard>>) -> Option<()> {
+    let mut stream = BufReader::new(stream);
+    let (mut from, mut to) = (String::new(), Vec::new());
+    stream.write_all(b"220 mx.remote.example\r\n").await.ok()?;
+    let mut line = String::new();
+    while stream.read_line(&mut line).await.ok()? > 0 {
+        let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();
+        let argument = line.trim_end().to_owned();
+        line.clear();
+        let answer = match verb.as_str() {
+            "EHLO" => "250-mx\r\n250 PIPELINING".to_owned(),
+            "MAIL" => {
+                (from, to) = (argument, Vec::new());
+                "250 2.1.0 ok".to_owned()
+            }
+            "RCPT" if argument.contains("<c550.") => "550 5.1.1 no such user".to_owned(),
+            "RCPT" if argument.contains("<full.") => "452 4.2.2 full".to_owned(),
+            "RCPT" if argument.contains("<hang.") => std::future::pending().await,
+            "RCPT" => {
+                to.push(argument);
+                "250 2.1.5 ok".to_owned()
+            }
+            "DATA" => {
+                stream.write_all(b"354 go\r\n").await.ok()?;
+                let mut message = String::new();
+                while !message.ends_with("\r\n.\r\n") {
+                    stream.read_line(&mut message).await.ok()?;
+                }
+                heard.lock().unwrap().mails.push((from.clone(), to.clone(), message));
+                "250 2.0.0 taken".to_owned()
+            }
+            "QUIT" => return None,
+            _ => "250 ok".to_owned(),
+        };
+        stream.write_all(format!("{answer}\r\n").as_bytes()).await.ok()?;
+    }
+    Some(())
+}
+
+async fn floor(folder: &Path, port: u16) -> Arc<Floor> {
+    crate::tls::install_provider();
+    let text = format!(
+        "hostname = \"mx.agents.example\"\ndomains = [\"agents.example\"]\ndata_dir = \"{}\"\n\
+         [smtp]\nlisten = \"127.0.0.1:0\"\n[dns]\nservers = [\"127.0.0.1:1\"]\n\
+         [relay]\nport = {port}\nallow_private_addresses = true\nretry = [\"100ms\"]\nexpire = \"1h\"\n",
+        folder.display()
+    );
+    let config = Config::parse(&folder.join("gatepost.toml"), &text, std::iter::empty()).unwrap();
+    let store = Store::open(&config.database.url, Clock::system()).await.unwrap();
+    let secrets = Secrets::open_or_create(&folder.join("master.key")).unwrap();
+    dkim::make_missing(&store, &secrets, &config.domains).await.unwrap();
+    Arc::new(Floor {
+        clock: Clock::system(),
+        dns: Resolver::new(&config.dns.servers).unwrap(),
+        bodies: BodyStore::open(&config.storage.url).unwrap(),
+        tls: Tls::open(&config.hostname, &config.data_dir, config.tls.files.as_ref()).unwrap(),
+        config: Arc::new(config),
+        store,
+        secrets,
+        dev: false,
+    })
+}
+
+async fn ada(floor: &Floor) -> InboxKey {
+    let made: Result<_, StoreError> = floor
+        .store
+        .write(|tx| {
+            Box::pin(async move {
+                let new = NewInbox {
+                    pod: DEFAULT_POD,
+                    address: "ada@agents.example".into(),
+                    domain: "agents.example".into(),
+                    display_name: None,
+                    client_id: None,
+                    status: InboxStatus::Active,
+                    operator: false,
+                    metadata: None,
+                };
+                inbox::create(tx, &new).await
+            })
+        })
+        .await;
+    made.unwrap().key
+}
+
+/// Releases a message with these recipients, as the gate does; its number.
+async fn release(floor: &Floor, inbox: InboxKey, route: Route, recipients: &[&str]) -> i64 {
+    let raw = compose(&Composition {
+        from: (None, "ada@agents.example".parse().unwrap()),
+        to: recipients.iter().map(|r| (None, r.parse().unwrap())).collect(),
+        cc: vec![],
+        reply_to: vec![],
+        subject: "the invoice".into(),
+        text: Some("It is paid.".into()),
+        html: None,
+        attachments: vec![],
+        headers: vec![],
+        message_id: "<1.sent@agents.example>".into(),
+        date: floor.clock.now(),
+        in_reply_to: None,
+        references: vec![],
+        auto_submitted: None,
+    });
+    let body = floor.bodies.prepare(inbox.pod, &raw).await.unwrap();
+    let recipients: Vec<String> = recipients.iter().map(|r| (*r).to_owned()).collect();
+    let released: Result<i64, StoreError> = floor
+        .store
+        .write(move |tx| {
+            let (body, recipients) = (body.clone(), recipients.clone());
+            Box::pin(async move {
+                let count = recipients.len() as i64 + 1;
+                let first = inbox::reserve(tx, inbox, count).await?.unwrap().first;
+                body::insert(tx, inbox, first, &body).await?;
+                for (i, recipient) in recipients.iter().enumerate() {
+                    let new = NewDelivery {
+                        inbox,
+                        delivery_key: first + 1 + i as i64,
+                        message_key: first,
+                        recipient: recipient.clone(),
+                        domain: recipient.rsplit_once('@').unwrap().1.to_owned(),
+                        route,
+                        expires_at: tx.now() + 3_600_000,
+                    };
+                    delivery::insert(tx, &new).await?;
+                }
+                Ok(first)
+            })
+        })
+        .await;
+    released.unwrap()
+}
+
+/// Looks until the rows are as wanted; what they are.
+async fn until(floor: &Floor, inbox: InboxKey, message: i64, wanted: &str) -> Vec<Delivery> {
+    let mut rows = Vec::new();
+    for _ in 0..200 {
+        let read: Result<Vec<Delivery>, StoreError> =
+            floor.store.read(move |tx| Box::pin(delivery::of_message(tx, inbox, message))).await;
+        rows = read.unwrap();
+        if rows.iter().all(|row| row.state == wanted) {
+            return rows;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("not {wanted} after five seconds: {rows:#?}");
+}
+
+async fn event_types(floor: &Floor) -> Vec<String> {
+    let read: Result<Vec<event::Event>, StoreError> =
+        floor.store.read(|tx| Box::pin(event::after(tx, None, 0, &[], 100))).await;
+    read.unwrap().into_iter().map(|e| e.event_type).collect()
+}
+
+struct Running {
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    fn start(floor: &Arc<Floor>) -> Running {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(run(floor.clone(), stop.clone()));
+        Running { stop, task }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        tokio::time::timeout(Duration::from_secs(5), self.task).await.expect("stops").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn one_message_to_three_people_at_one_host_is_one_signed_transaction() {
+    let folder = tempfile::tempdir().unwrap();
+    let remote = Remote::start().await;
+    let floor = floor(folder.path(), remote.port).await;
+    let inbox = ada(&floor).await;
+    let queue = Running::start(&floor);
+    let to = ["bob@[127.0.0.1]", "c550.eve@[127.0.0.1]", "carol@[127.0.0.1]"];
+    let message = release(&floor, inbox, Route::Relay, &to[..1]).await;
+    until(&floor, inbox, message, "delivered").await;
+    let message = release(&floor, inbox, Route::Relay, &to).await;
+    for _ in 0..100 {
+        if event_types(&floor).await.iter().filter(|t| *t == "message.bounced").count() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    let read: Result<Vec<Delivery>, StoreError> =
+        floor.store.read(move |tx| Box::pin(delivery::of_message(tx, inbox, message))).await;
+    let states: Vec<String> = read.unwrap().into_iter().map(|row| row.state).collect();
+    assert_eq!(states, ["delivered", "failed", "delivered"]);
+
+    let mails = remote.mails();
+    assert_eq!(mails.len(), 2);
+    assert_eq!(remote.heard.lock().unwrap().connections, 1, "the connection is used again");
+    let (from, recipients, text) = &mails[1];
+    assert!(from.starts_with("MAIL FROM:<b-") && from.contains("@agents.example>"), "{from}");
+    assert_eq!(recipients, &["RCPT TO:<bob@[127.0.0.1]>", "RCPT TO:<carol@[127.0.0.1]>"]);
+    assert_eq!(text.matches("DKIM-Signature: ").count(), 2, "{text}");
+
+    // Who is not there is told to the agent, in its inbox, and not written to again.
+    let suppressed: Result<_, StoreError> = floor
+        .store
+        .read(|tx| Box::pin(async move { suppression::page(tx, DEFAULT_POD, "", 10).await }))
+        .await;
+    let suppressed: Vec<suppression::Suppression> = suppressed.unwrap();
+    assert_eq!(suppressed.len(), 1);
+    assert_eq!((suppressed[0].address.as_str(), suppressed[0].reason.as_str()), ("c550.eve@[127.0.0.1]", "bounce"));
+    let types = event_types(&floor).await;
+    assert_eq!(types.iter().filter(|t| *t == "message.delivered").count(), 3, "{types:?}");
+    assert_eq!(types.iter().filter(|t| *t == "message.received").count(), 1, "the bounce: {types:?}");
+    queue.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_deferred_is_tried_again_on_schedule() {
+    let folder = tempfile::tempdir().unwrap();
+    let remote = Remote::start().await;
+    let floor = floor(folder.path(), remote.port).await;
+    let inbox = ada(&floor).await;
+    let queue = Running::start(&floor);
+    let message = release(&floor, inbox, Route::Relay, &["full.mailbox@[127.0.0.1]"]).await;
+    for _ in 0..200 {
+        let rows: Result<Vec<Delivery>, StoreError> =
+            floor.store.read(move |tx| Box::pin(delivery::of_message(tx, inbox, message))).await;
+        if rows.unwrap()[0].attempts >= 3 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    let rows = until(&floor, inbox, message, "deferred").await;
+    assert!(rows[0].attempts >= 3 && !rows[0].maybe_duplicate, "{rows:?}");
+    assert_eq!(rows[0].last_status.as_deref(), Some("4.2.2"));
+    assert!(event_types(&floor).await.iter().filter(|t| *t == "delivery.deferred").count() >= 2);
+    queue.stop().await;
+}
+
+/// A process that died between the dial and its commit: the row is tried again, and says so.
+#[tokio::test]
+async fn what_a_dead_process_left_is_sent_again_and_marked() {
+    let folder = tempfile::tempdir().unwrap();
+    let remote = Remote::start().await;
+    let floor = floor(folder.path(), remote.port).await;
+    let inbox = ada(&floor).await;
+    let message = release(&floor, inbox, Route::Relay, &["bob@[127.0.0.1]"]).await;
+    let claimed: Result<Vec<Delivery>, StoreError> =
+        floor.store.write(|tx| Box::pin(delivery::claim(tx, "the dead one", 10, "[]"))).await;
+    let dead = claimed.unwrap();
+    assert_eq!(dead.len(), 1);
+    let queue = Running::start(&floor);
+    let rows = until(&floor, inbox, message, "delivered").await;
+    assert_eq!((rows[0].attempts, rows[0].maybe_duplicate), (2, true));
+    // And when it was only thought dead, its result comes too late.
+    let late = delivery::Settled {
+        state: "failed",
+        status: None,
+        reply: None,
+        next_attempt_at: None,
+        maybe_duplicate: false,
+    };
+    let written: Result<bool, StoreError> = floor
+        .store
+        .write(move |tx| {
+            let (row, late) = (dead[0].clone(), late.clone());
+            Box::pin(async move { delivery::settle(tx, "the dead one", &row, &late).await })
+        })
+        .await;
+    assert!(!written.unwrap());
+    queue.stop().await;
+}
+
+#[tokio::test]
+async fn stopping_gives_back_what_was_not_tried() {
+    let folder = tempfile::tempdir().unwrap();
+    let remote = Remote::start().await;
+    let floor = floor(folder.path(), remote.port).await;
+    let inbox = ada(&floor).await;
+    let mut messages = Vec::new();
+    for _ in 0..30 {
+        messages.push(release(&floor, inbox, Route::Relay, &["hang.on@[127.0.0.1]"]).await);
+    }
+    let queue = Running::start(&floor);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    queue.stop.cancel();
+    // Those in the middle of a transaction are cut off by the server after its grace; the others are due again.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut states = HashMap::new();
+    for message in messages {
+        let rows: Result<Vec<Delivery>, StoreError> =
+            floor.store.read(move |tx| Box::pin(delivery::of_message(tx, inbox, message))).await;
+        let row = rows.unwrap().remove(0);
+        *states.entry((row.state, row.attempts)).or_insert(0) += 1;
+    }
+    queue.task.abort();
+    assert_eq!(states.get(&("due".to_owned(), 0)), Some(&25), "{states:?}");
+    assert_eq!(states.get(&("attempting".to_owned(), 1)), Some(&5), "{states:?}");
+}
+
+#[tokio::test]
+async fn captured_mail_is_a_file_and_the_simulator_behaves_badly() {
+    let folder = tempfile::tempdir().unwrap();
+    let floor = floor(folder.path(), 1).await;
+    let inbox = ada(&floor).await;
+    let queue = Running::start(&floor);
+    let captured = release(&floor, inbox, Route::Capture, &["bob@remote.example", "complain@simulator.test"]).await;
+    let bounced = release(&floor, inbox, Route::Capture, &["bounce@simulator.test"]).await;
+    let deferred = release(&floor, inbox, Route::Capture, &["defer@simulator.test"]).await;
+    until(&floor, inbox, captured, "delivered").await;
+    until(&floor, inbox, bounced, "failed").await;
+    until(&floor, inbox, deferred, "deferred").await;
+    let mails = crate::deliver::capture::list(&floor).await.unwrap();
+    assert_eq!(mails.len(), 2);
+    let bob = mails.iter().find(|m| m.recipient == "bob@remote.example").unwrap();
+    assert_eq!((bob.subject.as_str(), bob.message_id.as_str()), ("the invoice", "<1.sent@agents.example>"));
+    let types = event_types(&floor).await;
+    for wanted in ["message.delivered", "message.bounced", "message.complained", "delivery.deferred"] {
+        assert!(types.iter().any(|t| t == wanted), "no {wanted} in {types:?}");
+    }
+    queue.stop().await;
+}
