@@ -169,7 +169,6 @@ pub(crate) struct Client {
     /// Read and not yet understood; at most one reply's worth (`reply.rs` bounds it).
     unread: Vec<u8>,
     pub(crate) offers: Offers,
-    pub(crate) address: SocketAddr,
     deadlines: Deadlines,
     pub(crate) encrypted: bool,
     /// Transactions so far.
@@ -186,15 +185,15 @@ impl Client {
         };
         // Commands are small and each waits for its answer: delayed by Nagle they would cost 40 ms apiece.
         stream.set_nodelay(true).map_err(ClientError::Connect)?;
-        let mut client = Client::over(Wire::Clear(stream), address, deadlines);
+        let mut client = Client::over(Wire::Clear(stream), deadlines);
         let greeting = client.reply(Stage::Greeting, deadlines.greeting).await?;
         client.expect(Stage::Greeting, greeting, Class::Done)?;
         Ok(client)
     }
 
-    fn over(wire: Wire, address: SocketAddr, deadlines: Deadlines) -> Client {
+    fn over(wire: Wire, deadlines: Deadlines) -> Client {
         let offers = Offers::default();
-        Client { wire, unread: Vec::new(), offers, address, deadlines, encrypted: false, used: 0 }
+        Client { wire, unread: Vec::new(), offers, deadlines, encrypted: false, used: 0 }
     }
 
     /// TLS from the first byte (smarthosts on 465, RFC 8314 §3.3), then the greeting.
@@ -211,7 +210,7 @@ impl Client {
         };
         stream.set_nodelay(true).map_err(ClientError::Connect)?;
         let wire = handshake(stream, host, config, deadlines.tls).await?;
-        let mut client = Client::over(wire, address, deadlines);
+        let mut client = Client::over(wire, deadlines);
         client.encrypted = true;
         let greeting = client.reply(Stage::Greeting, deadlines.greeting).await?;
         client.expect(Stage::Greeting, greeting, Class::Done)?;

@@ -225,6 +225,10 @@ pub async fn settle(
             ],
         )
         .await?;
+    if settled.next_attempt_at.is_some() {
+        // The queue sleeps until the next row is due: this may be the one.
+        tx.wake(Topic::Queue);
+    }
     Ok(changed == 1)
 }
 
