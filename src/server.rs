@@ -184,6 +184,8 @@ impl Server {
         let (floor, shutdown) = self.for_task();
         self.spawn("work sweeper", crate::work::sweep(floor, shutdown));
         let (floor, shutdown) = self.for_task();
+        self.spawn("queue", crate::queue::run(floor, shutdown));
+        let (floor, shutdown) = self.for_task();
         self.spawn("retention", crate::store::retention::run(floor.store.clone(), shutdown));
         // SQLite's events are numbered as they commit.
         if self.floor.store.is_shared() {

@@ -89,12 +89,7 @@ async fn write(tx: &mut Tx, node: &str, entry: &Entry) -> Result<(), StoreError>
     Ok(())
 }
 
-async fn suppress(
-    tx: &mut Tx,
-    delivery: &Delivery,
-    reason: &str,
-    detail: &str,
-) -> Result<(), StoreError> {
+async fn suppress(tx: &mut Tx, delivery: &Delivery, reason: &str, detail: &str) -> Result<(), StoreError> {
     let Ok(address) = delivery.recipient.parse::<Address>() else { return Ok(()) };
     suppression::add(tx, delivery.inbox.pod, &address.key(), reason, &delivery.id(), Some(detail)).await?;
     Ok(())

@@ -61,12 +61,8 @@ pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
     let node: Arc<str> = random_token::<10>().into();
     let (results, received) = mpsc::channel(RESULTS);
     let ledger = tokio::spawn(ledger::keep(floor.clone(), node.clone(), received));
-    let workshop = Workshop {
-        relay: Relay::new(&floor),
-        floor: floor.clone(),
-        results,
-        stop: shutdown.clone(),
-    };
+    let workshop =
+        Workshop { relay: Relay::new(&floor), floor: floor.clone(), results, stop: shutdown.clone() };
     let queue = Queue {
         desk: Arc::new(Desk::new(floor.clone(), signers)),
         workshop: Arc::new(workshop),

@@ -262,7 +262,10 @@ async fn one_message_to_three_people_at_one_host_is_one_signed_transaction() {
         .await;
     let suppressed: Vec<suppression::Suppression> = suppressed.unwrap();
     assert_eq!(suppressed.len(), 1);
-    assert_eq!((suppressed[0].address.as_str(), suppressed[0].reason.as_str()), ("c550.eve@[127.0.0.1]", "bounce"));
+    assert_eq!(
+        (suppressed[0].address.as_str(), suppressed[0].reason.as_str()),
+        ("c550.eve@[127.0.0.1]", "bounce")
+    );
     let types = event_types(&floor).await;
     assert_eq!(types.iter().filter(|t| *t == "message.delivered").count(), 3, "{types:?}");
     assert_eq!(types.iter().filter(|t| *t == "message.received").count(), 1, "the bounce: {types:?}");
@@ -359,7 +362,8 @@ async fn captured_mail_is_a_file_and_the_simulator_behaves_badly() {
     let floor = floor(folder.path(), 1).await;
     let inbox = ada(&floor).await;
     let queue = Running::start(&floor);
-    let captured = release(&floor, inbox, Route::Capture, &["bob@remote.example", "complain@simulator.test"]).await;
+    let captured =
+        release(&floor, inbox, Route::Capture, &["bob@remote.example", "complain@simulator.test"]).await;
     let bounced = release(&floor, inbox, Route::Capture, &["bounce@simulator.test"]).await;
     let deferred = release(&floor, inbox, Route::Capture, &["defer@simulator.test"]).await;
     until(&floor, inbox, captured, "delivered").await;

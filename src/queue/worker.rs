@@ -126,11 +126,8 @@ impl Workshop {
         log(&delivery, &outcome, &settled);
         if settled.state == "failed" && !self.file_bounce(&delivery, &outcome, now).await {
             // The failure is not final before its bounce is filed: one more attempt finds the same.
-            settled = Settled {
-                state: "deferred",
-                next_attempt_at: Some(now.saturating_add(60_000)),
-                ..settled
-            };
+            settled =
+                Settled { state: "deferred", next_attempt_at: Some(now.saturating_add(60_000)), ..settled };
         }
         let entry = ledger::Entry { delivery, outcome, settled, complains };
         // The ledger ends after the last worker; if it is gone the row stays `attempting`, to be recovered.
@@ -176,11 +173,11 @@ fn decide(
         let attempts = u32::try_from(delivery.attempts).unwrap_or(u32::MAX);
         let lifetime = u64::try_from(delivery.expires_at - delivery.created_at).unwrap_or(0);
         let expire = std::time::Duration::from_millis(lifetime);
-        next_attempt_at =
-            schedule::next(attempts, delivery.created_at, now, &config.retry, expire, jitter);
+        next_attempt_at = schedule::next(attempts, delivery.created_at, now, &config.retry, expire, jitter);
         if next_attempt_at.is_none() {
             // RFC 3463 §3.5, X.4.7: delivery time expired.
-            let text = format!("given up after {} attempts; the last one: {}", delivery.attempts, outcome.text);
+            let text =
+                format!("given up after {} attempts; the last one: {}", delivery.attempts, outcome.text);
             outcome = Outcome { host: outcome.host, ..Outcome::failed("5.4.7", text) };
         }
     }
