@@ -200,6 +200,7 @@ CREATE INDEX work_item_ready_all ON work_item (priority DESC, available_at, pod_
 CREATE INDEX work_item_lease ON work_item (lease_expires_at) WHERE state = 'claimed';
 CREATE INDEX work_item_waiting ON work_item (available_at) WHERE state = 'waiting';
 CREATE INDEX work_item_thread ON work_item (pod_key, inbox_key, thread_key, item_key);
+CREATE INDEX work_item_recent ON work_item (created_at, pod_key, inbox_key, item_key);
 
 -- Recipients released, with their running sum: what a sliding window holds is one subtraction.
 CREATE TABLE release (

@@ -22,6 +22,7 @@ use axum::extract::{FromRef, Request};
 use axum::http::Method;
 use axum::middleware;
 use axum::{Json, Router};
+use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -36,6 +37,8 @@ pub(crate) struct App {
     pub floor: Arc<Floor>,
     pub uses: auth::KeyUses,
     pub bodies: body::BodyBudget,
+    /// Requests that wait for something end when the server stops.
+    pub stopping: CancellationToken,
 }
 
 impl FromRef<App> for Arc<Floor> {
@@ -80,10 +83,11 @@ fn routes() -> (Router<App>, utoipa::openapi::OpenApi) {
     (routes, description)
 }
 
-/// The whole HTTP interface.
-pub fn router(floor: Arc<Floor>) -> Router {
+/// The whole HTTP interface; what waits ends when `stopping` is cancelled.
+pub fn router(floor: Arc<Floor>, stopping: CancellationToken) -> Router {
     let (routes, description) = routes();
-    let app = App { floor, uses: auth::KeyUses::default(), bodies: body::BodyBudget::default() };
+    let (uses, bodies) = (auth::KeyUses::default(), body::BodyBudget::default());
+    let app = App { floor, uses, bodies, stopping };
     let description = Arc::new(description);
     routes
         .route("/openapi.json", axum::routing::get(move || async move { Json(description.as_ref().clone()) }))

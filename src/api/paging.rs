@@ -58,14 +58,20 @@ impl Listing {
         }
     }
 
-    /// Takes `limit` and `page_token` (and `ascending`) from the query.
+    /// Takes `limit`, `page_token` and `ascending` from the query.
     pub(crate) fn page(self, query: &mut Query) -> Result<Page, Problem> {
-        let limit = clamp(query)?;
+        let page = self.page_one_way(query)?;
+        Ok(Page { ascending: query.flag("ascending"), ..page })
+    }
+
+    /// The same for a listing that has one order.
+    pub(crate) fn page_one_way(self, query: &mut Query) -> Result<Page, Problem> {
+        let limit = clamp(query, MAX_LIMIT)?;
         let after = match query.text("page_token") {
             Some(token) if !token.is_empty() => Some(self.read(&token)?),
             _ => None,
         };
-        Ok(Page { limit, ascending: query.flag("ascending"), after })
+        Ok(Page { limit, ascending: false, after })
     }
 
     pub(crate) fn token(self, place: &Place) -> String {
@@ -90,12 +96,12 @@ impl Listing {
     }
 }
 
-/// `limit`, at least 1; larger asks than `MAX_LIMIT` are clamped.
-fn clamp(query: &mut Query) -> Result<usize, Problem> {
+/// `limit`, at least 1; larger asks than `most` are clamped.
+pub(crate) fn clamp(query: &mut Query, most: usize) -> Result<usize, Problem> {
     match query.integer("limit") {
         None => Ok(DEFAULT_LIMIT),
         Some(n) if n < 1 => Err(Problem::field(&["query", "limit"], "takes a number from 1 on")),
-        Some(n) => Ok(usize::try_from(n).unwrap_or(MAX_LIMIT).min(MAX_LIMIT)),
+        Some(n) => Ok(usize::try_from(n).unwrap_or(most).min(most)),
     }
 }
 

@@ -28,7 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `shutdown`, then finishes what is in flight, `limits::STOP_GRACE` at most.
 pub async fn serve(floor: Arc<Floor>, listener: TcpListener, shutdown: CancellationToken) {
-    let service = TowerToHyperService::new(super::router(floor));
+    let service = TowerToHyperService::new(super::router(floor, shutdown.clone()));
     let mut http = auto::Builder::new(TokioExecutor::new());
     // Slow heads are cut off (RFC 9112 §9.5); bodies have their own deadline.
     http.http1().timer(TokioTimer::new()).header_read_timeout(limits::HTTP_HEAD_DEADLINE);

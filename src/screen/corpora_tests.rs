@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::*;
 
 /// The folder, or nothing with a word about it.
-fn corpora(what: &str) -> Option<PathBuf> {
+pub(crate) fn corpora(what: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("GATEPOST_CORPORA")
         .map(PathBuf::from)
         .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpora"));
@@ -32,7 +32,7 @@ fn messages(folder: &Path, found: &mut Vec<PathBuf>) {
 }
 
 /// As a client would send it: CRLF everywhere.
-fn crlf(raw: &[u8]) -> Vec<u8> {
+pub(crate) fn crlf(raw: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(raw.len() + raw.len() / 40);
     for line in raw.split_inclusive(|octet| *octet == b'\n') {
         match line {
@@ -46,7 +46,7 @@ fn crlf(raw: &[u8]) -> Vec<u8> {
     out
 }
 
-fn check_invariants(raw: &[u8], read: &Structure, name: &str) {
+pub(super) fn check_invariants(raw: &[u8], read: &Structure, name: &str) {
     for (index, part) in read.parts.iter().enumerate() {
         assert!(part.header_at <= part.body_at && part.body_at <= part.end, "{name}: part {index}");
         assert!(part.end <= raw.len() as u64, "{name}: part {index}");

@@ -6,6 +6,8 @@
 
 /// Lines that one attribution ("On … wrote:") may be wrapped over.
 const ATTRIBUTION_LINES: usize = 4;
+/// Attributions looked at; a text with more is no reply.
+const MAX_ATTRIBUTIONS: usize = 100;
 /// A signature is short; a longer text below `--` is text.
 const SIGNATURE_LINES: usize = 16;
 
@@ -131,11 +133,17 @@ fn is_quoted(line: &str) -> bool {
 
 /// Where the history begins: at the first mark of a mail program that is followed by nothing but it.
 fn history_at(lines: &[&str]) -> usize {
+    let mut attributions = 0;
     for at in 0..lines.len() {
+        // Looking at what follows each of them would take quadratic time in a text made for that.
+        if attributions > MAX_ATTRIBUTIONS {
+            break;
+        }
         if is_separator(lines, at) || is_header_block(lines, at) {
             return at;
         }
         if let Some(len) = attribution(lines, at) {
+            attributions += 1;
             let rest = lines.get(at + len..).unwrap_or_default();
             // Quoted lines and then text: answers between quotes, or below one.
             let mut quotes = rest.iter().filter(|line| !line.trim().is_empty());
@@ -178,16 +186,17 @@ fn attribution(lines: &[&str], at: usize) -> Option<usize> {
     let mut joined = String::new();
     for len in 1..=ATTRIBUTION_LINES {
         let line = lines.get(at + len - 1)?.trim().trim_matches('*');
-        if line.is_empty() || is_quoted(line) {
+        if line.is_empty() || is_quoted(line) || joined.len() + line.len() > 600 {
             return None;
         }
         if !joined.is_empty() {
             joined.push(' ');
         }
-        joined.push_str(&line.to_lowercase().replace('\u{a0}', " "));
-        if joined.len() > 600 {
-            return None;
+        joined.push_str(line);
+        if !line.ends_with([':', '：', '>']) && !line.ends_with("wrote") {
+            continue;
         }
+        let joined = joined.to_lowercase().replace('\u{a0}', " ");
         let named = |start: &str, ends: &[&str]| {
             joined.starts_with(start)
                 && ends.iter().any(|end| joined.ends_with(end))

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::screen::structure::Encoding;
 
@@ -153,4 +155,60 @@ fn headers_are_shown_in_order_and_on_one_line() {
     let shown = headers(raw);
     let pairs: Vec<_> = shown.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     assert_eq!(pairs, [("B", "ü x"), ("A", "1"), ("A", "2")]);
+}
+
+/// Pieces that matter to a reader of MIME, in any order.
+fn hostile() -> impl Strategy<Value = Vec<u8>> {
+    let pieces = proptest::sample::select(vec![
+        "Content-Type: multipart/mixed; boundary=b\r\n",
+        "Content-Type: multipart/alternative; boundary=\"b b\"\r\n",
+        "Content-Type: multipart/mixed; boundary*0=b; boundary*1=b\r\n",
+        "Content-Type: message/rfc822\r\n",
+        "Content-Type: text/html; charset=utf-7\r\n",
+        "Content-Transfer-Encoding: base64\r\n",
+        "Content-Transfer-Encoding: quoted-printable\r\n",
+        "Content-Disposition: attachment; filename*=utf-8''%ff%00\r\n",
+        "Subject: =?utf-8?B?////?= =?x?Q?=00?=\r\n",
+        "From: \"a <b@c>, (d\r\n",
+        "References: <<>> <a@b\r\n",
+        "--b\r\n",
+        "--b--\r\n",
+        "--b b\r\n",
+        "\r\n",
+        "\n",
+        "\r",
+        " ",
+        "--",
+        "=",
+        "<",
+        "&#",
+        "=3",
+        "\0",
+        "\u{e9}",
+    ]);
+    let piece = prop_oneof![
+        8 => pieces.prop_map(|piece| piece.as_bytes().to_vec()),
+        1 => proptest::collection::vec(any::<u8>(), 0..12),
+    ];
+    proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2000, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_comes_is_read_within_its_bounds(raw in hostile()) {
+        let structure = read(&raw);
+        corpora_tests::check_invariants(&raw, &structure, "generated");
+        let mut moved = b"A: b\r\n".to_vec();
+        moved.extend_from_slice(&raw);
+        // What stands on top moves every offset and changes nothing else.
+        if !fields::starts_with_body(&raw) && !raw.starts_with(b"\r") {
+            let below = read(&moved);
+            prop_assert_eq!(below.parts.len(), structure.parts.len());
+            for (below, part) in below.parts.iter().zip(&structure.parts).skip(1) {
+                prop_assert_eq!((below.body_at, below.end), (part.body_at + 6, part.end + 6));
+                prop_assert_eq!(&below.content_type, &part.content_type);
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Work items: threads that want attention. The rules of their states are in `work/`; here is their SQL.
 
+use super::page::Place;
 use super::{Row, StoreError, Topic, Tx};
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
@@ -291,28 +292,39 @@ pub async fn page(
     tx: &mut Tx,
     inbox: Option<InboxKey>,
     state: &str,
-    before: (Millis, i64),
+    below: &Place,
     limit: i64,
 ) -> Result<Vec<WorkItem>, StoreError> {
-    let sql = if inbox.is_some() {
-        concat!(
-            "SELECT ",
-            columns!(),
-            " FROM work_item WHERE ($1 = '' OR state = $1) AND (created_at < $2 OR (created_at = $2 AND item_key < $3))
-                AND pod_key = $5 AND inbox_key = $6 ORDER BY created_at DESC, item_key DESC LIMIT $4"
-        )
-    } else {
-        concat!(
-            "SELECT ",
-            columns!(),
-            " FROM work_item WHERE ($1 = '' OR state = $1) AND (created_at < $2 OR (created_at = $2 AND item_key < $3))
-              ORDER BY created_at DESC, item_key DESC LIMIT $4"
-        )
+    let [pod, inbox_key, item] = below.key;
+    let rows = match inbox {
+        // Within an inbox, keys rise with time.
+        Some(inbox) => {
+            let sql = concat!(
+                "SELECT ",
+                columns!(),
+                " FROM work_item WHERE pod_key = $2 AND inbox_key = $3 AND item_key < $4
+                    AND ($1 = '' OR state = $1) ORDER BY item_key DESC LIMIT $5"
+            );
+            let args = [state.into(), inbox.pod.into(), inbox.inbox.into(), item.into(), limit.into()];
+            tx.rows(sql, &args).await?
+        }
+        None => {
+            let sql = concat!(
+                "SELECT ",
+                columns!(),
+                " FROM work_item WHERE (created_at, pod_key, inbox_key, item_key) < ($2, $3, $4, $5)
+                    AND ($1 = '' OR state = $1)
+                  ORDER BY created_at DESC, pod_key DESC, inbox_key DESC, item_key DESC LIMIT $6"
+            );
+            let at = below.at.into();
+            let args = [state.into(), at, pod.into(), inbox_key.into(), item.into(), limit.into()];
+            tx.rows(sql, &args).await?
+        }
     };
-    let mut args = vec![state.into(), before.0.into(), before.1.into(), limit.into()];
-    if let Some(inbox) = inbox {
-        args.push(inbox.pod.into());
-        args.push(inbox.inbox.into());
-    }
-    tx.rows(sql, &args).await?.iter().map(from_row).collect()
+    rows.iter().map(from_row).collect()
+}
+
+/// Where an item stands in `page`'s order.
+pub fn place(item: &WorkItem) -> Place {
+    Place { at: item.created_at, key: [item.inbox.pod, item.inbox.inbox, item.item_key], text: String::new() }
 }

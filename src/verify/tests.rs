@@ -288,3 +288,46 @@ async fn an_rsa_signature_passes() {
     let seen = forwarded(&zone, &signed(&signer, MESSAGE)).await;
     assert_eq!((seen.dkim[0].result, seen.dkim[0].algorithm.as_str()), (Pass, "rsa-sha256"), "{seen:?}");
 }
+
+/// dkimpy's opinion of signed mail by others, and the ARC test suite of ValiMail (which is recorded only, so
+/// that its score is printed and not a promise).
+#[tokio::test]
+async fn signatures_by_others_are_judged_as_others_judge_them() {
+    use crate::screen::corpora_tests::{corpora, crlf};
+    let Some(folder) = corpora("signed mail by others") else { return };
+    let manifest = std::fs::read(folder.join("auth/manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let (mut arc, mut arc_same) = (0, 0);
+    for case in manifest["cases"].as_array().unwrap() {
+        let Some(keys) = case["dns_txt"].as_object() else { continue };
+        let mut zone = Zone::new();
+        for (owner, record) in keys {
+            let record = record.as_str().unwrap();
+            let strings: Vec<_> =
+                record.as_bytes().chunks(200).map(|c| std::str::from_utf8(c).unwrap()).collect();
+            zone = zone.txt(owner, &strings);
+        }
+        let zone = zone.start().await;
+        let file = case["file"].as_str().unwrap();
+        let raw = crlf(&std::fs::read(folder.join("auth").join(file)).unwrap());
+        let from = from_mailboxes(&raw);
+        let peer = Peer { ip: [198, 51, 100, 1].into(), helo: "x.example".into(), extended: true, tls: None };
+        let seen = verify(&zone.resolver(), &peer, &None, HOST, &raw, &from).await;
+        if let Some(cv) = case["expected"]["cv"].as_str() {
+            arc += 1;
+            let same = seen.arc.result.as_str().eq_ignore_ascii_case(cv);
+            arc_same += usize::from(same);
+            if !same {
+                println!("{file}: {cv} expected, {:?}", seen.arc);
+            }
+        }
+        if let Some(each) = case["expected"]["dkim_per_signature_by_dkimpy"].as_array() {
+            let passes = each.iter().filter(|result| result.as_str() == Some("pass")).count();
+            let ours = seen.dkim.iter().filter(|dkim| dkim.result == Pass).count();
+            println!("{file}: dkimpy passes {passes}, we pass {ours}: {:?}", seen.dkim);
+            assert_eq!(ours, passes, "{file}: {:?}", seen.dkim);
+        }
+    }
+    println!("ARC chains judged alike: {arc_same} of {arc}");
+    assert!(arc_same * 100 >= arc * 80);
+}

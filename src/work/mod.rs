@@ -257,18 +257,6 @@ pub async fn get(floor: &Arc<Floor>, who: &Principal, id: RowId) -> Result<WorkI
     found.filter(|item| item.created_at == id.at).ok_or(WorkError::NotFound)
 }
 
-/// A page of items, newest first.
-pub async fn list(
-    floor: &Arc<Floor>,
-    inbox: Option<InboxKey>,
-    state: Option<ItemState>,
-    before: (Millis, i64),
-    limit: i64,
-) -> Result<Vec<WorkItem>, StoreError> {
-    let state = state.map_or("", ItemState::text);
-    floor.store.read(move |tx| Box::pin(work_item::page(tx, inbox, state, before, limit))).await
-}
-
 /// Takes back what nobody holds any more: expired leases count an attempt, waiting items whose time has come
 /// are available again. Runs until the server stops.
 pub async fn sweep(floor: Arc<Floor>, shutdown: tokio_util::sync::CancellationToken) {

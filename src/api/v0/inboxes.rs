@@ -459,7 +459,7 @@ async fn update(
     let changed = floor.store.write(move |tx| {
         let (request, actor) = (request.clone(), actor.clone());
         Box::pin(async move {
-            let Some(mut inbox) = inbox::by_key(tx, key).await? else { return Ok(None) };
+            let Some(mut inbox) = inbox::lock(tx, key).await? else { return Ok(None) };
             change(&mut inbox, &request, status)?;
             inbox::update(tx, &inbox).await?;
             note(tx, &actor, "inbox.updated", &inbox).await?;

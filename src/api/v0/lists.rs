@@ -175,7 +175,7 @@ async fn page_of(
     mut query: Query,
 ) -> Answer<Json<ListEntriesResponse>> {
     caller.require("list_entry_read")?;
-    let page = Listing::Lists.page(&mut query)?;
+    let page = Listing::Lists.page_one_way(&mut query)?;
     query.finish()?;
     let asked = (named.clone(), page.clone());
     let found = floor.store.read(move |tx| {

@@ -2,16 +2,16 @@
 //! are ours stand beside them.
 
 mod attachments;
-mod filter;
+pub(super) mod filter;
 mod identity;
-mod inboxes;
+pub(super) mod inboxes;
 mod keys;
 mod lists;
-mod load;
+pub(super) mod load;
 mod messages;
 mod send;
 mod threads;
-mod view;
+pub(super) mod view;
 
 use utoipa_axum::router::OpenApiRouter;
 

@@ -234,7 +234,7 @@ async fn whole(
     thread_id: &str,
     mut query: Query,
 ) -> Answer<Json<WholeThread>> {
-    let page = Listing::ThreadMessages.page(&mut query)?;
+    let page = Listing::ThreadMessages.page_one_way(&mut query)?;
     query.finish()?;
     let (inbox_id, thread) = find(floor, caller, inbox, thread_id).await?;
     let limit = page.limit;

@@ -1,4 +1,11 @@
-//! `/v1`: what Gatepost adds: work items, limits, events, waiting for mail.
+//! `/v1`: what Gatepost adds: work items, limits, events, waiting for mail, suppressions.
+
+mod dev;
+mod events;
+mod limits;
+mod suppressions;
+mod wait;
+mod work;
 
 use utoipa_axum::router::OpenApiRouter;
 
@@ -6,4 +13,10 @@ use super::App;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
+        .merge(work::routes())
+        .merge(limits::routes())
+        .merge(events::routes())
+        .merge(wait::routes())
+        .merge(suppressions::routes())
+        .merge(dev::routes())
 }
