@@ -137,6 +137,7 @@ impl Problem {
         Problem::new(StatusCode::FORBIDDEN, code, message)
     }
 
+    #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.0.status
     }

@@ -40,7 +40,6 @@ pub(crate) enum Listing {
     Lists,
     WorkItems,
     Suppressions,
-    Captured,
 }
 
 impl Listing {
@@ -54,7 +53,6 @@ impl Listing {
             Listing::Lists => "li",
             Listing::WorkItems => "wi",
             Listing::Suppressions => "su",
-            Listing::Captured => "ca",
         }
     }
 

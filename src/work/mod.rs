@@ -15,13 +15,13 @@ use std::sync::Arc;
 use crate::clock::{HOUR, Millis, SECOND};
 use crate::floor::Floor;
 use crate::gate::Principal;
-use crate::ids::{InboxKey, RowId};
+use crate::ids::RowId;
 use crate::store::event::{self, NewEvent};
 use crate::store::message;
 use crate::store::work_item::{self, ItemState, Lease, WorkItem};
 use crate::store::{StoreError, Tx};
 
-pub use claim::{ClaimRequest, Claimed, claim, unclaim};
+pub use claim::{ClaimRequest, Claimed, MAX_CLAIM, claim, unclaim};
 
 pub(crate) use raise::{Arrived, answered, raise};
 

@@ -32,10 +32,16 @@ pub(crate) struct CapturedResponse {
     get, path = "/v1/dev/captured", tag = "dev",
     responses((status = 200, body = CapturedResponse), (status = 403, body = ErrorShape), (status = 404, body = ErrorShape))
 )]
-async fn captured(State(floor): State<Arc<Floor>>, caller: Caller, query: Query) -> Answer<Json<CapturedResponse>> {
+async fn captured(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    query: Query,
+) -> Answer<Json<CapturedResponse>> {
     query.finish()?;
     if !floor.dev {
-        return Err(Problem::not_found("Route GET /v1/dev/captured").fix("Mail is captured by `gatepost dev` alone."));
+        return Err(
+            Problem::not_found("Route GET /v1/dev/captured").fix("Mail is captured by `gatepost dev` alone.")
+        );
     }
     // It is everybody's mail.
     caller.require_admin("Captured mail is everybody's: it")?;

@@ -3,7 +3,6 @@
 //! An event is `{type: "event", event_type, event_id}` and one object named after what it is about; `message` and
 //! `thread` of `message.received` are as in a list. Who may not read a label does not hear of its messages.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -91,7 +90,13 @@ async fn list(State(app): State<App>, caller: Caller, mut query: Query) -> Answe
     Ok(Json(ListEventsResponse { count: events.len(), events, next_cursor }))
 }
 
-async fn page(app: &App, filter: EventFilter, after: Option<i64>, limit: usize, wait: Duration) -> Answer<EventPage> {
+async fn page(
+    app: &App,
+    filter: EventFilter,
+    after: Option<i64>,
+    limit: usize,
+    wait: Duration,
+) -> Answer<EventPage> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let waited = tokio::select! {
         // A server that stops answers what it has.
@@ -110,7 +115,11 @@ async fn page(app: &App, filter: EventFilter, after: Option<i64>, limit: usize, 
 }
 
 /// The event as a reader sees it; `None` where its key may not.
-async fn show(tx: &mut Tx, logged: Logged, permissions: &Permissions) -> Result<Option<Map<String, Value>>, StoreError> {
+async fn show(
+    tx: &mut Tx,
+    logged: Logged,
+    permissions: &Permissions,
+) -> Result<Option<Map<String, Value>>, StoreError> {
     let Logged { event, inbox_id, message, thread, item } = logged;
     if message.as_ref().is_some_and(|m| !filter::may_read(permissions, &m.labels)) {
         return Ok(None);
@@ -191,7 +200,10 @@ fn shaped(kind: &str, mut data: Map<String, Value>) -> Map<String, Value> {
             let status = data.get("status").cloned().unwrap_or_default();
             data.insert("type".into(), json!("Permanent"));
             data.insert("sub_type".into(), json!(status.as_str().unwrap_or("General")));
-            data.insert("recipients".into(), json!([{ "address": recipient, "status": status.as_str().unwrap_or("") }]));
+            data.insert(
+                "recipients".into(),
+                json!([{ "address": recipient, "status": status.as_str().unwrap_or("") }]),
+            );
         }
         _ => {}
     }

@@ -106,7 +106,9 @@ async fn put(
     let errors: Vec<FieldError> = asked
         .iter()
         .filter(|(_, limit)| limit.flatten().as_ref().is_some_and(wrong))
-        .map(|(field, _)| FieldError::new(&[field], format!("takes a number from 0 to {HIGHEST}, or null for no limit")))
+        .map(|(field, _)| {
+            FieldError::new(&[field], format!("takes a number from 0 to {HIGHEST}, or null for no limit"))
+        })
         .collect();
     if !errors.is_empty() {
         return Err(Problem::invalid(errors));
@@ -135,6 +137,16 @@ async fn note(tx: &mut Tx, actor: &str, inbox: &Inbox) -> Result<(), StoreError>
     });
     let action = "inbox.limits_changed";
     let object = &inbox.address;
-    audit::record(tx, audit::Entry { actor, run_id: None, action, inbox: Some(inbox.key), object, detail: detail.to_string() })
-        .await
+    audit::record(
+        tx,
+        audit::Entry {
+            actor,
+            run_id: None,
+            action,
+            inbox: Some(inbox.key),
+            object,
+            detail: detail.to_string(),
+        },
+    )
+    .await
 }

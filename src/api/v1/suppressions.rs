@@ -57,7 +57,11 @@ pub(crate) struct ListSuppressionsResponse {
     params(("limit" = Option<i64>, Query), ("page_token" = Option<String>, Query)),
     responses((status = 200, body = ListSuppressionsResponse), (status = 403, body = ErrorShape))
 )]
-async fn list(State(floor): State<Arc<Floor>>, caller: Caller, mut query: Query) -> Answer<Json<ListSuppressionsResponse>> {
+async fn list(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    mut query: Query,
+) -> Answer<Json<ListSuppressionsResponse>> {
     caller.require_admin("Suppressions can be seen and")?;
     caller.require("list_entry_read")?;
     let page = Listing::Suppressions.page_one_way(&mut query)?;
@@ -70,7 +74,12 @@ async fn list(State(floor): State<Arc<Floor>>, caller: Caller, mut query: Query)
     let place = |s: &Suppression| Place::named(s.address.clone());
     let next_page_token = paging::cut(&page, Listing::Suppressions, &mut found, place);
     let suppressions: Vec<SuppressionView> = found.into_iter().map(view).collect();
-    Ok(Json(ListSuppressionsResponse { count: suppressions.len(), limit: page.limit, next_page_token, suppressions }))
+    Ok(Json(ListSuppressionsResponse {
+        count: suppressions.len(),
+        limit: page.limit,
+        next_page_token,
+        suppressions,
+    }))
 }
 
 fn view(suppression: Suppression) -> SuppressionView {
@@ -87,7 +96,8 @@ async fn delete(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) 
     caller.require_admin("Suppressions")?;
     caller.require("list_entry_delete")?;
     let none = || Problem::not_found("Suppression");
-    let address = path::decode(&path.from_segment(2)).and_then(|a| a.parse::<Address>().ok()).ok_or_else(none)?.key();
+    let address =
+        path::decode(&path.from_segment(2)).and_then(|a| a.parse::<Address>().ok()).ok_or_else(none)?.key();
     let actor = caller.0.actor();
     let removed = floor.store.write(move |tx| {
         let (address, actor) = (address.clone(), actor.clone());
@@ -97,7 +107,8 @@ async fn delete(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) 
                 let (actor, object) = (actor.as_str(), address.as_str());
                 let action = "suppression.deleted";
                 let detail = "{}".to_owned();
-                audit::record(tx, audit::Entry { actor, run_id: None, action, inbox: None, object, detail }).await?;
+                audit::record(tx, audit::Entry { actor, run_id: None, action, inbox: None, object, detail })
+                    .await?;
             }
             Ok::<_, StoreError>(removed)
         })

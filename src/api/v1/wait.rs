@@ -15,8 +15,8 @@ use crate::api::auth::Caller;
 use crate::api::error::{Answer, ErrorShape, Problem};
 use crate::api::path::RawPath;
 use crate::api::query::Query;
-use crate::api::v0::load;
 use crate::api::v0::view::MessageView;
+use crate::api::v0::{filter, load};
 use crate::clock::MINUTE;
 use crate::events::{self, MessageFilter};
 use crate::floor::Floor;
@@ -49,10 +49,15 @@ pub(crate) struct WaitResponse {
     ),
     responses((status = 200, body = WaitResponse), (status = 404, body = ErrorShape))
 )]
-async fn wait(State(app): State<App>, caller: Caller, path: RawPath, mut query: Query) -> Answer<Json<WaitResponse>> {
+async fn wait(
+    State(app): State<App>,
+    caller: Caller,
+    path: RawPath,
+    mut query: Query,
+) -> Answer<Json<WaitResponse>> {
     caller.require("message_read")?;
     let inbox = caller.inbox(&app.floor, &path.segment(2)?).await?;
-    let filter = MessageFilter {
+    let wanted = MessageFilter {
         from: query.text("from"),
         subject_contains: query.text("subject_contains"),
         verified: query.boolean("verified"),
@@ -65,8 +70,9 @@ async fn wait(State(app): State<App>, caller: Caller, path: RawPath, mut query: 
     query.finish()?;
     let found = tokio::select! {
         () = app.stopping.cancelled() => None,
-        found = events::wait_for_message(&app.floor, inbox.key, filter, since, wait) => found?,
+        found = events::wait_for_message(&app.floor, inbox.key, wanted, since, wait) => found?,
     };
+    let found = found.filter(|message| filter::may_read(&caller.0.permissions, &message.labels));
     let Some(found) = found else { return Ok(Json(WaitResponse { message: None })) };
     if complete {
         finish(&app.floor, &found).await?;

@@ -127,7 +127,8 @@ pub(crate) async fn views(tx: &mut Tx, items: Vec<WorkItem>) -> Result<Vec<WorkI
 
 fn view(item: WorkItem, thread: ThreadView, parent_id: Option<String>) -> WorkItemView {
     let lease = item.lease.as_ref().filter(|_| item.state == ItemState::Claimed);
-    let rests = matches!(item.state, ItemState::Available | ItemState::Waiting) && item.available_at < i64::MAX;
+    let rests =
+        matches!(item.state, ItemState::Available | ItemState::Waiting) && item.available_at < i64::MAX;
     WorkItemView {
         work_item_id: item.id(),
         inbox_id: thread.inbox_id.clone(),
@@ -173,7 +174,11 @@ pub(crate) struct ListWorkItemsResponse {
     ),
     responses((status = 200, body = ListWorkItemsResponse), (status = 400, body = ErrorShape))
 )]
-async fn list(State(floor): State<Arc<Floor>>, caller: Caller, mut query: Query) -> Answer<Json<ListWorkItemsResponse>> {
+async fn list(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    mut query: Query,
+) -> Answer<Json<ListWorkItemsResponse>> {
     caller.require("message_read")?;
     let page = Listing::WorkItems.page_one_way(&mut query)?;
     use ItemState::*;
@@ -224,7 +229,11 @@ pub(crate) struct ClaimResponse {
     post, path = "/v1/work-items/claim", tag = "work items", request_body = ClaimBody,
     responses((status = 200, body = ClaimResponse), (status = 400, body = ErrorShape), (status = 404, body = ErrorShape))
 )]
-async fn claim(State(app): State<App>, caller: Caller, JsonBody(body): JsonBody<ClaimBody>) -> Answer<Response> {
+async fn claim(
+    State(app): State<App>,
+    caller: Caller,
+    JsonBody(body): JsonBody<ClaimBody>,
+) -> Answer<Response> {
     let inboxes = match &body.inbox_ids {
         None => None,
         Some(ids) if (1..=MAX_INBOXES).contains(&ids.len()) => {
@@ -258,7 +267,12 @@ async fn claim_of_inbox(
     hand_out(app, caller, Some(vec![inbox.key]), body).await
 }
 
-async fn hand_out(app: App, caller: Caller, inboxes: Option<Vec<InboxKey>>, body: ClaimBody) -> Answer<Response> {
+async fn hand_out(
+    app: App,
+    caller: Caller,
+    inboxes: Option<Vec<InboxKey>>,
+    body: ClaimBody,
+) -> Answer<Response> {
     caller.require("message_read")?;
     let limit = match body.limit.unwrap_or(1) {
         n if n < 1 => return Err(Problem::field(&["limit"], "takes a number from 1 on")),
@@ -383,7 +397,9 @@ async fn item_id(floor: &Floor, caller: &Caller, path: &RawPath) -> Answer<RowId
 }
 
 async fn show(floor: &Floor, item: WorkItem) -> Answer<Json<WorkItemView>> {
-    let shown = floor.store.read(move |tx| Box::pin(async move { Ok::<_, StoreError>(views(tx, vec![item]).await?.pop()) }));
+    let shown = floor
+        .store
+        .read(move |tx| Box::pin(async move { Ok::<_, StoreError>(views(tx, vec![item]).await?.pop()) }));
     shown.await?.map(Json).ok_or_else(|| Problem::not_found("Work item"))
 }
 
@@ -430,7 +446,13 @@ pub(crate) struct HandoffBody {
     reason: Option<String>,
 }
 
-async fn act(floor: &Arc<Floor>, caller: &Caller, path: &RawPath, fence: i64, action: Action) -> Answer<Json<WorkItemView>> {
+async fn act(
+    floor: &Arc<Floor>,
+    caller: &Caller,
+    path: &RawPath,
+    fence: i64,
+    action: Action,
+) -> Answer<Json<WorkItemView>> {
     let id = item_id(floor, caller, path).await?;
     let item = work::act(floor, &caller.0, id, fence, action).await.map_err(problem)?;
     show(floor, item).await
@@ -499,7 +521,9 @@ async fn wait(
     let until = match body.until.as_deref().map(parse_rfc3339) {
         None => None,
         Some(Some(at)) => Some(at),
-        Some(None) => return Err(Problem::field(&["until"], "takes an instant such as 2026-01-31T12:00:00Z")),
+        Some(None) => {
+            return Err(Problem::field(&["until"], "takes an instant such as 2026-01-31T12:00:00Z"));
+        }
     };
     let for_reply = match (body.waiting_for.as_deref(), until) {
         (Some("reply"), _) => true,
@@ -539,7 +563,8 @@ async fn handoff(
     path: RawPath,
     JsonBody(body): JsonBody<HandoffBody>,
 ) -> Answer<Json<WorkItemView>> {
-    let action = Action::Handoff { worker: text("worker", body.worker)?, reason: text("reason", body.reason)? };
+    let action =
+        Action::Handoff { worker: text("worker", body.worker)?, reason: text("reason", body.reason)? };
     act(&floor, &caller, &path, body.fence, action).await
 }
 
@@ -548,7 +573,11 @@ async fn handoff(
     post, path = "/v1/work-items/{work_item_id}/requeue", tag = "work items", params(("work_item_id" = String, Path)),
     responses((status = 200, body = WorkItemView), (status = 403, body = ErrorShape), (status = 412, body = ErrorShape))
 )]
-async fn requeue(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<Json<WorkItemView>> {
+async fn requeue(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+) -> Answer<Json<WorkItemView>> {
     decide(&floor, &caller, &path, Override::Requeue).await
 }
 
@@ -557,11 +586,20 @@ async fn requeue(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath)
     post, path = "/v1/work-items/{work_item_id}/discard", tag = "work items", params(("work_item_id" = String, Path)),
     responses((status = 200, body = WorkItemView), (status = 403, body = ErrorShape), (status = 412, body = ErrorShape))
 )]
-async fn discard(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<Json<WorkItemView>> {
+async fn discard(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+) -> Answer<Json<WorkItemView>> {
     decide(&floor, &caller, &path, Override::Discard).await
 }
 
-async fn decide(floor: &Arc<Floor>, caller: &Caller, path: &RawPath, what: Override) -> Answer<Json<WorkItemView>> {
+async fn decide(
+    floor: &Arc<Floor>,
+    caller: &Caller,
+    path: &RawPath,
+    what: Override,
+) -> Answer<Json<WorkItemView>> {
     let id = item_id(floor, caller, path).await?;
     caller.require_admin("What nobody holds")?;
     let item = work::override_item(floor, &caller.0, id, what).await.map_err(problem)?;
@@ -572,8 +610,10 @@ fn problem(error: WorkError) -> Problem {
     let precondition = |code, message: String| Problem::new(StatusCode::PRECONDITION_FAILED, code, message);
     match error {
         WorkError::NotFound => Problem::not_found("Work item"),
-        WorkError::LeaseLost => precondition("lease_lost", "The item is not held under this fence any more.".into())
-            .fix("Stop working on it: it was claimed again, released or finished. Claim anew."),
+        WorkError::LeaseLost => {
+            precondition("lease_lost", "The item is not held under this fence any more.".into())
+                .fix("Stop working on it: it was claimed again, released or finished. Claim anew.")
+        }
         WorkError::LeaseHeld => precondition("lease_held", "Another worker holds the item.".into())
             .fix("Claim it once its lease has ended."),
         wrong @ WorkError::WrongState { .. } => precondition("wrong_state", format!("{wrong}.")),
@@ -594,7 +634,10 @@ fn lease_seconds(given: Option<i64>) -> Answer<Option<i64>> {
 pub(super) fn wait_seconds(given: Option<i64>) -> Answer<Duration> {
     match given.unwrap_or(0) {
         n if (0..=limits::MAX_WAIT_SECONDS).contains(&n) => Ok(Duration::from_secs(n.unsigned_abs())),
-        _ => Err(Problem::field(&["wait_seconds"], format!("takes a number from 0 to {}", limits::MAX_WAIT_SECONDS))),
+        _ => Err(Problem::field(
+            &["wait_seconds"],
+            format!("takes a number from 0 to {}", limits::MAX_WAIT_SECONDS),
+        )),
     }
 }
 
