@@ -33,7 +33,7 @@ const LONGEST_POSITIVE: Duration = Duration::from_secs(3600);
 const LONGEST_NEGATIVE: Duration = Duration::from_secs(300);
 /// Some servers send no SOA with "no": without this each message would ask them again.
 const SHORTEST_NEGATIVE: Duration = Duration::from_secs(5);
-/// The largest UDP answer asked for: it avoids fragments (RFC 9715 §3.1).
+/// The largest UDP answer asked for: it avoids fragments (RFC 9715; the figure is DNS Flag Day 2020's).
 const UDP_PAYLOAD: u16 = 1232;
 /// Requests under way on one connection; each inbound session asks a handful at once.
 const ACTIVE_REQUESTS: usize = 1024;

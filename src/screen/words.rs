@@ -61,7 +61,26 @@ fn collect(list: &AddressList<'_>, all: &mut Vec<Mailbox>) {
     for one in list.iter() {
         let Some(address) = one.address.as_deref().map(clean).filter(|a| !a.is_empty()) else { continue };
         let name = one.name.as_deref().map(clean).filter(|name| !name.is_empty());
-        all.push(Mailbox { name, address });
+        all.push(whole(name, address));
+    }
+}
+
+/// Puts right what mail-parser leaves of old forms: `"a b"@c`, whose quoted part it takes for a name, the
+/// route in `<@x:a@b>` (RFC 5322 §4.4), white space around the @.
+fn whole(name: Option<String>, address: String) -> Mailbox {
+    let address = match address.rsplit_once(':') {
+        Some((route, address)) if route.starts_with('@') => address.to_owned(),
+        _ => address,
+    };
+    match (name, address.strip_prefix('@')) {
+        (Some(local), Some(domain)) => {
+            let escaped = local.replace('\\', "\\\\").replace('"', "\\\"");
+            Mailbox { name: None, address: format!("\"{escaped}\"@{domain}") }
+        }
+        (name, _) => {
+            let halves: Vec<&str> = address.split('@').map(str::trim).collect();
+            Mailbox { name, address: halves.join("@") }
+        }
     }
 }
 
@@ -186,6 +205,26 @@ mod tests {
         let all = mailboxes(&header(raw), "From");
         let addresses: Vec<_> = all.iter().map(|m| m.address.as_str()).collect();
         assert!(addresses.starts_with(&["ada@a.example", "bob@b.example"]), "{addresses:?}");
+    }
+
+    #[test]
+    fn addresses_in_old_and_tricky_forms() {
+        for (value, want) in [
+            ("\"boss@bank.example\" <eve@x.example>", "eve@x.example"),
+            ("boss@bank.example <eve@x.example>", "eve@x.example"),
+            ("=?utf-8?Q?boss=40bank.example=2C?= <eve@x.example>", "eve@x.example"),
+            ("eve@x.example (boss@bank.example)", "eve@x.example"),
+            ("\"a b\"@x.example", "\"a b\"@x.example"),
+            ("<@bank.example:eve@x.example>", "eve@x.example"),
+            ("eve @ x.example", "eve@x.example"),
+            ("boss@bank.example, <eve@x.example>", "boss@bank.example eve@x.example"),
+            ("boss@bank.example; eve@x.example", "boss@bank.example eve@x.example"),
+        ] {
+            let raw = format!("From: {value}\r\n\r\n");
+            let all: Vec<_> =
+                mailboxes(&header(raw.as_bytes()), "From").into_iter().map(|m| m.address).collect();
+            assert_eq!(all.join(" "), want, "{value}");
+        }
     }
 
     #[test]

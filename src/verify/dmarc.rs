@@ -24,9 +24,13 @@ pub(crate) struct Evidence<'x> {
     pub dkim: &'x [DkimOutput<'x>],
 }
 
-/// The domain of an address, as DMARC compares it.
+/// The domain of an address, as DMARC compares it. None of two addresses that ran into each other, as in
+/// `<a@x> b@y`: readers disagree on which of them it is.
 pub(crate) fn domain(mailbox: &Mailbox) -> Option<String> {
-    let (_, domain) = mailbox.address.rsplit_once('@')?;
+    let (local, domain) = mailbox.address.rsplit_once('@')?;
+    if local.is_empty() || (local.contains(['@', '<', '>']) && !local.starts_with('"')) {
+        return None;
+    }
     normalize_domain(domain).ok().filter(|domain| !domain.starts_with('['))
 }
 
@@ -42,7 +46,7 @@ pub(crate) async fn check(dns: &Resolver, from: &[Mailbox], evidence: &Evidence<
     let named = from.first().and_then(domain);
     match (from, named) {
         ([], _) => failed(String::new(), DmarcPolicy::None, "no From address"),
-        ([_], None) => failed(String::new(), DmarcPolicy::None, "the From address has no domain"),
+        ([_], None) => failed(String::new(), DmarcPolicy::None, "the From address is not valid"),
         ([_], Some(domain)) => one(dns, domain, evidence).await,
         (_, named) => {
             let policy = strictest(dns, &domains(from), evidence).await;

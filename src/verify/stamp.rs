@@ -204,7 +204,7 @@ fn results(out: &mut Vec<u8>, hostname: &str, envelope: &Envelope, verdict: &Ver
         method(&mut line, "dkim", AuthResult::None, None, &[]);
     }
     let dmarc = &verdict.dmarc;
-    // RFC 9989 §9: `policy.dmarc` is the policy that the author domain publishes.
+    // `policy.dmarc`, from IANA's registry for RFC 8601: the policy after `sp`, `np` and `t` were looked at.
     let properties = [("header.from", &*dmarc.domain), ("policy.dmarc", dmarc.policy.as_str())];
     method(&mut line, "dmarc", dmarc.result, dmarc.detail.as_deref(), &properties);
     if verdict.arc.result != AuthResult::None {

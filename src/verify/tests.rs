@@ -157,8 +157,14 @@ async fn a_second_from_gains_a_forger_nothing() {
 #[tokio::test]
 async fn no_from_at_all_is_a_failure() {
     let zone = Zone::new().start().await;
-    for raw in ["Subject: hi\r\n\r\n", "From: nobody\r\n\r\n", "From: a@[192.0.2.1]\r\n\r\n", "", "no header"]
-    {
+    for raw in [
+        "Subject: hi\r\n\r\n",
+        "From: nobody\r\n\r\n",
+        "From: a@[192.0.2.1]\r\n\r\n",
+        "From: <boss@bank.example> eve@x.example\r\n\r\n",
+        "",
+        "no header",
+    ] {
         let seen = forwarded(&zone, raw).await;
         assert_eq!((seen.dmarc.result, seen.verified_sender), (Fail, None), "{raw:?}");
     }
