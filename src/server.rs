@@ -240,8 +240,8 @@ impl Server {
         tracing::info!("stopping: nothing new is accepted, what is in flight finishes");
         tokio::select! {
             () = self.stop() => {}
-            // Whoever asks twice is in a hurry; nothing that was acknowledged can be lost by it.
-            _ = terminate.recv() => tracing::warn!("stopped at once"),
+            // Ctrl-C again: in a hurry. Nothing that was acknowledged can be lost by it. A second SIGTERM means
+            // nothing: `timeout` and some supervisors send it to the process and to its group.
             _ = interrupt.recv() => tracing::warn!("stopped at once"),
         }
         fault.map_or(Ok(()), Err)

@@ -71,7 +71,14 @@ pub fn explain(error: &anyhow::Error) -> ExitCode {
         eprintln!("{config}");
         return ExitCode::from(EX_CONFIG);
     }
-    eprintln!("gatepost: {error:#}");
+    // Errors of the rooms quote their cause already.
+    let mut words = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !words.contains(&cause) {
+            words = if words.is_empty() { cause } else { format!("{words}: {cause}") };
+        }
+    }
+    eprintln!("gatepost: {words}");
     ExitCode::FAILURE
 }
 
