@@ -43,8 +43,7 @@ pub(crate) async fn read(app: &App, request: Request, limit: usize) -> Answer<Up
     if announced.is_some_and(|n| n > limit) {
         return Err(too_large(limit));
     }
-    let units =
-        announced.unwrap_or(limit).div_ceil(UNIT).max(1).min(limits::MAX_HTTP_BODIES_IN_FLIGHT / UNIT);
+    let units = announced.unwrap_or(limit).div_ceil(UNIT).clamp(1, limits::MAX_HTTP_BODIES_IN_FLIGHT / UNIT);
     let reading = async {
         let share = app.bodies.0.clone().acquire_many_owned(u32::try_from(units).unwrap_or(u32::MAX)).await;
         let share = share.map_err(|e| super::error::internal(&e))?;
@@ -58,7 +57,8 @@ pub(crate) async fn read(app: &App, request: Request, limit: usize) -> Answer<Up
     // Nothing has taken effect yet, so a client may well send it again.
     tokio::time::timeout(limits::HTTP_BODY_DEADLINE, reading).await.unwrap_or_else(|_| {
         Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "The body did not arrive in time.")
-            .named("RequestTimeoutError"))
+            .named("RequestTimeoutError")
+            .fix("Send it again over a faster connection, or send less."))
     })
 }
 
@@ -73,7 +73,12 @@ fn too_large(limit: usize) -> Problem {
 
 /// The JSON of a body, an empty one being `{}`.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
-    let bytes = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
+    let bytes = match bytes.trim_ascii() {
+        b"" => b"{}",
+        // serde would take an array for an object without its names.
+        object @ [b'{', ..] => object,
+        _ => return Err(Problem::field(&[], "the body takes a JSON object")),
+    };
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         let path = e.path().iter().filter_map(segment).collect();
@@ -125,7 +130,7 @@ mod tests {
         {
             assert!(parse::<Mail>(broken.as_bytes()).is_err(), "{broken}");
         }
-        let deep = "[".repeat(100_000);
+        let deep = "{\"to\":".repeat(100_000);
         assert!(parse::<Value>(deep.as_bytes()).is_err());
     }
 }

@@ -131,6 +131,7 @@ impl Problem {
     /// 404: it does not exist, or this key may not know that it does.
     pub(crate) fn not_found(what: &str) -> Problem {
         Problem::new(StatusCode::NOT_FOUND, "not_found", format!("{what} not found"))
+            .fix("Check the id; what lies outside of this key's scope is not found either.")
     }
 
     pub(crate) fn forbidden(code: &str, message: impl Into<String>) -> Problem {

@@ -42,6 +42,7 @@ async fn readyz(State(floor): State<Arc<Floor>>) -> Answer<Json<Value>> {
             StatusCode::SERVICE_UNAVAILABLE,
             "service_unavailable",
             "The database does not answer.",
-        )),
+        )
+        .fix("Try again in a few seconds.")),
     }
 }

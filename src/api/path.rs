@@ -77,7 +77,7 @@ impl RawPath {
     }
 
     /// Everything from segment `i` on, still encoded.
-    pub(crate) fn from_segment(&self, i: usize) -> String {
+    pub(crate) fn tail(&self, i: usize) -> String {
         self.segments().skip(i).collect::<Vec<_>>().join("/")
     }
 

@@ -243,7 +243,8 @@ async fn note(tx: &mut Tx, actor: &str, action: &str, inbox: &Inbox) -> Result<(
     let detail = serde_json::json!({ "status": inbox.status.text() }).to_string();
     let entry =
         audit::Entry { actor, run_id: None, action, inbox: Some(inbox.key), object: &inbox.address, detail };
-    audit::record(tx, entry).await
+    audit::record(tx, entry).await?;
+    crate::inbox::announce(tx, inbox.key, action).await
 }
 
 /// A request whose every field was checked.
@@ -505,7 +506,8 @@ async fn delete(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) 
     caller.require("inbox_delete")?;
     let inbox = caller.inbox(&floor, &path.segment(2)?).await?;
     if inbox.operator {
-        return Err(Problem::forbidden("cannot_delete", "The operator's inbox cannot be deleted."));
+        return Err(Problem::forbidden("cannot_delete", "The operator's inbox cannot be deleted.")
+            .fix("Mail to the operator has to arrive somewhere (RFC 5321 §4.5.1)."));
     }
     let (key, actor) = (inbox.key, caller.0.actor());
     let inbox = Arc::new(inbox);

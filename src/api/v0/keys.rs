@@ -474,7 +474,8 @@ async fn change(
             let wide = permissions.as_ref().unwrap_or(&found.permissions);
             // Neither may it widen another, nor touch one that may more than itself.
             if !who.permissions.cover(wide) || !who.permissions.cover(&found.permissions) {
-                return Err(escalation("A key cannot change one that may more than itself, or make it so."));
+                return Err(escalation("A key cannot change one that may more than itself, or make it so.")
+                    .fix("Use a key with all of these permissions."));
             }
             found.name = name.clone().unwrap_or(found.name);
             found.permissions = permissions.clone().unwrap_or(found.permissions);
@@ -520,7 +521,8 @@ async fn remove(floor: &Floor, caller: Caller, inbox: Option<InboxKey>, id: Stri
             let (who, id) = &*asked;
             let found = find(tx, who, inbox, id).await?;
             if !who.permissions.cover(&found.permissions) {
-                return Err(escalation("A key cannot delete one that may more than itself."));
+                return Err(escalation("A key cannot delete one that may more than itself.")
+                    .fix("Use a key with all of its permissions."));
             }
             key::delete(tx, found.key_id).await?;
             note(tx, who, "api_key.deleted", &found).await?;

@@ -273,7 +273,7 @@ async fn note(tx: &mut Tx, actor: &str, action: &str, named: &Named, entry: &str
 /// The entry that the end of a path names: what follows `lists/{direction}/{type}/`, slashes included.
 fn entry_of(path: &RawPath, at: usize) -> Answer<String> {
     let none = || Problem::not_found("List entry");
-    let text = path::decode(&path.from_segment(at)).ok_or_else(none)?;
+    let text = path::decode(&path.tail(at)).ok_or_else(none)?;
     normalize(&text).map(|(entry, _)| entry).ok_or_else(none)
 }
 

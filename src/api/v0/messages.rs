@@ -172,7 +172,7 @@ async fn below(
     query: Query,
     request: Request,
 ) -> Response {
-    let Some(named) = MessagePath::parse(&path.from_segment(4)) else {
+    let Some(named) = MessagePath::parse(&path.tail(4)) else {
         return Problem::not_found("Message").into_response();
     };
     match dispatch(&app, &method, &caller, &path, query, named, request).await {
@@ -190,6 +190,9 @@ async fn dispatch(
     named: MessagePath,
     request: Request,
 ) -> Answer<Response> {
+    if named == MessagePath::Unknown {
+        return Err(no_such_route(method.clone(), request).await);
+    }
     query.finish()?;
     let inbox = caller.inbox(&app.floor, &path.segment(2)?).await?;
     let floor = &app.floor;

@@ -408,7 +408,7 @@ fn refused(decision: &Decision, now: Millis) -> Problem {
         Some(at) => problem.with("retry_at", rfc3339(at)),
         None => problem,
     };
-    problem.fix(fix.join(" ")).with("decision", decision).with("reasons", reasons)
+    problem.fix(fix.join(" ")).with("reasons", reasons)
 }
 
 #[cfg(test)]

@@ -243,7 +243,9 @@ impl MessageView {
     pub(crate) fn whole(message: Message, names: Names, raw: &[u8]) -> MessageView {
         let structure = message.structure.clone();
         let mut view = MessageView::item(message, names);
-        let text = screen::body_text(raw, &structure);
+        // Line ends are the wire's business (RFC 5322 §2.1): texts are given with the newlines that programs know.
+        let newlines = |text: String| if text.contains('\r') { text.replace("\r\n", "\n") } else { text };
+        let text = newlines(screen::body_text(raw, &structure));
         let extracted = screen::extracted_text(&text);
         view.text = Some(text).filter(|t| !t.is_empty());
         view.extracted_text = Some(extracted).filter(|t| !t.is_empty());

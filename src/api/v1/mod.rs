@@ -1,5 +1,6 @@
 //! `/v1`: what Gatepost adds: work items, limits, events, waiting for mail, suppressions.
 
+mod claim;
 mod dev;
 mod events;
 mod limits;
@@ -14,6 +15,7 @@ use super::App;
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .merge(work::routes())
+        .merge(claim::routes())
         .merge(limits::routes())
         .merge(events::routes())
         .merge(wait::routes())

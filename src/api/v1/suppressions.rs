@@ -96,8 +96,7 @@ async fn delete(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) 
     caller.require_admin("Suppressions")?;
     caller.require("list_entry_delete")?;
     let none = || Problem::not_found("Suppression");
-    let address =
-        path::decode(&path.from_segment(2)).and_then(|a| a.parse::<Address>().ok()).ok_or_else(none)?.key();
+    let address = path::decode(&path.tail(2)).and_then(|a| a.parse::<Address>().ok()).ok_or_else(none)?.key();
     let actor = caller.0.actor();
     let removed = floor.store.write(move |tx| {
         let (address, actor) = (address.clone(), actor.clone());
