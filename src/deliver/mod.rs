@@ -11,6 +11,7 @@ pub(crate) mod outcome;
 mod pool;
 pub(crate) mod relay;
 mod reply;
+pub(crate) mod report;
 pub mod return_path;
 mod route;
 pub mod schedule;

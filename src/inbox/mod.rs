@@ -17,12 +17,13 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::address::Address;
+use crate::deliver::report;
 use crate::deliver::return_path;
 use crate::envelope::{Envelope, Peer, ReversePath};
 use crate::floor::Floor;
 use crate::ids::{InboxKey, random_token};
 use crate::screen::{self, structure::Structure};
-use crate::store::delivery::Delivery;
+use crate::store::delivery::{Delivery, Returned};
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, DEFAULT_POD, InboxStatus, NewInbox};
 use crate::store::{StoreError, Tx};
@@ -123,6 +124,8 @@ pub(crate) struct Incoming {
     author_is_ours: bool,
     body_hash: Vec<u8>,
     size: i64,
+    /// What it reports about mail of ours, if it came by a return path that we made.
+    reports: Vec<Returned>,
 }
 
 /// Local parts that cannot be inboxes and reach the operator: RFC 5321 §4.5.1, RFC 2142, and the addresses
@@ -234,7 +237,10 @@ pub async fn receive(
     let stamped = verify::stamp(hostname, &envelope, &id, received_at, &verdict, &raw);
     drop(raw);
     let (stamped, structure) = read(stamped, &id).await?;
-    let incoming = incoming(floor, structure, verdict, envelope.mail_from, &stamped);
+    let mut incoming = incoming(floor, structure, verdict, envelope.mail_from, &stamped);
+    if recipients.iter().any(|recipient| recipient.answers.is_some()) {
+        incoming.reports = report::read(&stamped, &incoming.structure);
+    }
     let placed = commit(floor, incoming, recipients, &stamped, &id).await?;
     for message in &placed {
         tracing::info!(id, message = message.id(), inbox = log_name(message.inbox), "accepted");
@@ -275,6 +281,7 @@ fn incoming(
         structure,
         verdict,
         reverse_path,
+        reports: Vec::new(),
     }
 }
 

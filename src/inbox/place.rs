@@ -9,6 +9,7 @@ use super::{Incoming, Recipient, subject};
 use crate::address::Address;
 use crate::ids::InboxKey;
 use crate::store::body::{self, Body};
+use crate::store::delivery;
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, InboxStatus, MAILBOX_INBOX, MAILBOX_JUNK, Reserved};
 use crate::store::list::{self, ListDirection, ListVerdict};
@@ -73,6 +74,11 @@ pub(super) async fn place(
     inbox::place(tx, key, treatment.mailbox, message.message_key, message.modseq).await?;
     threading::remember(tx, key, &recipient.inbox_address, incoming, thread.thread_key, &found).await?;
     announce(tx, &message, &treatment).await?;
+    if let Some(of_message) = recipient.answers {
+        for report in &incoming.reports {
+            delivery::returned(tx, key, of_message, report).await?;
+        }
+    }
     if let Some(Work { held, reason }) = treatment.work {
         let item_key = reserved.first + 2;
         let arrived = work::Arrived { inbox: key, thread_key: thread.thread_key, item_key, reason, held };
