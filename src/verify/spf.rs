@@ -52,12 +52,20 @@ pub(crate) async fn check(
     };
     let none = || SpfCheck::new(&domain, SpfResult::None, Some("no SPF record"));
     match dns.txt(&domain).await {
-        Ok(records) => match records.iter().filter(|record| is_spf(record)).count() {
-            0 => return none(),
-            1 => {}
-            // RFC 7208 §4.5
-            _ => return SpfCheck::new(&domain, SpfResult::PermError, Some("more than one SPF record")),
-        },
+        Ok(records) => {
+            let mut records = records.iter().filter(|record| is_spf(record));
+            let error = match (records.next(), records.next()) {
+                (None, _) => return none(),
+                (Some(one), None) if is_printable(one) => None,
+                // RFC 7208 §3.1: US-ASCII; mail-auth reads over what is not.
+                (Some(_), None) => Some("an SPF record that is not US-ASCII"),
+                // RFC 7208 §4.5
+                (Some(_), Some(_)) => Some("more than one SPF record"),
+            };
+            if error.is_some() {
+                return SpfCheck::new(&domain, SpfResult::PermError, error);
+            }
+        }
         Err(DnsError::NotFound | DnsError::Empty) => return none(),
         Err(DnsError::Temporary(why)) => {
             return SpfCheck::new(&domain, SpfResult::TempError, Some(&why));
@@ -78,6 +86,10 @@ pub(crate) async fn check(
 fn is_spf(record: &str) -> bool {
     record.get(..6).is_some_and(|version| version.eq_ignore_ascii_case("v=spf1"))
         && record.get(6..).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+}
+
+fn is_printable(record: &str) -> bool {
+    record.bytes().all(|octet| octet.is_ascii_graphic() || octet == b' ')
 }
 
 fn word(result: SpfResult) -> AuthResult {

@@ -194,6 +194,15 @@ async fn two_spf_records_are_an_error() {
     assert_eq!(seen.spf.result, PermError);
 }
 
+/// From the test suite of RFC 7208: terms are separated by spaces only.
+#[tokio::test]
+async fn an_spf_record_with_control_characters_is_an_error() {
+    let zone =
+        Zone::new().txt("sender.example", &["v=spf1 ip4:192.0.2.7\n include:x.example -all"]).start().await;
+    let seen = verdict(&zone, "192.0.2.7", "eve@sender.example", MESSAGE).await;
+    assert_eq!(seen.spf.result, PermError);
+}
+
 /// RFC 7208 §4.6.4: an SPF record is not a way to make us ask a thousand questions.
 #[tokio::test]
 async fn spf_lookups_are_limited() {
