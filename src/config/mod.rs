@@ -156,7 +156,7 @@ impl Config {
             problems: vec![Problem {
                 place: path.display().to_string(),
                 key: "configuration".to_owned(),
-                words: format!("cannot be read: {error}"),
+                words: format!("cannot be read ({error}); `gatepost init DOMAIN` writes one"),
             }],
         })?;
         Config::parse(path, &text, environment())
