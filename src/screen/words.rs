@@ -15,6 +15,9 @@ const FIRST_REFERENCES: usize = 20;
 /// A line of a header cannot be longer (RFC 5322 §2.1.1), so an identifier that is was never made by anyone.
 const MAX_MESSAGE_ID: usize = 998;
 
+/// Addresses kept of all fields of one name. More fit into a header, and nobody answers to them.
+const MAX_MAILBOXES: usize = 1000;
+
 /// Lets mail-parser read one field's value. A header that was cut off gets the line end it lacks.
 pub(crate) fn parse<'a>(
     field: &Field<'a>,
@@ -53,6 +56,7 @@ pub(crate) fn mailboxes(header: &Header<'_>, name: &str) -> Vec<Mailbox> {
         if let HeaderValue::Address(list) = parse(field, |stream| stream.parse_address()) {
             collect(&list, &mut all);
         }
+        all.truncate(MAX_MAILBOXES);
     }
     all
 }
