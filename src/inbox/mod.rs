@@ -354,7 +354,7 @@ async fn refuse_if_all_do(
     }
     for recipient in recipients {
         let inbox = inbox::by_key(tx, recipient.inbox).await?;
-        if !inbox.is_some_and(|i| i.unauthenticated == "refuse") {
+        if inbox.is_none_or(|i| i.unauthenticated != "refuse") {
             return Ok(());
         }
     }
