@@ -252,8 +252,9 @@ impl Client {
         };
         self.wire = handshake(stream, host, config, self.deadlines.tls).await?;
         self.encrypted = true;
-        // RFC 3207 §4.2: everything learned before is discarded.
-        self.hello(name).await?;
+        // RFC 3207 §4.2: everything learned before is discarded. With TLS 1.3 a remote that dislikes the handshake
+        // says so only now (RFC 8446 §4.4.4).
+        self.hello(name).await.map_err(|error| ClientError::Tls(error.to_string()))?;
         Ok(self)
     }
 

@@ -187,8 +187,8 @@ impl Relay {
             return Ok(client);
         }
         match client.start_tls(&self.hostname, host, self.opportunistic.clone()).await {
-            Err(ClientError::Tls(why)) => {
-                tracing::info!(relay.host = host, relay.address = %address, why, "TLS broke, sending in clear");
+            Err(error) if error.stage() == Stage::StartTls => {
+                tracing::info!(relay.host = host, relay.address = %address, %error, "TLS broke, sending in clear");
                 let mut client = Client::connect(address, self.deadlines).await?;
                 client.hello(&self.hostname).await?;
                 Ok(client)

@@ -28,7 +28,17 @@ struct Heard {
     mails: Vec<(String, Vec<String>, String)>,
 }
 
-/// A remote that answers `RCPT` by the local part: `c550.x` gives 550, `once` 451 the first time, `hang` nothing.
+/// What is odd about a remote.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Habit {
+    None,
+    /// Offers STARTTLS and answers the handshake with nonsense.
+    BreaksTls,
+    /// Closes after each message, without a word.
+    Leaves,
+}
+
+/// A remote that answers `RCPT` by the local part: `c550.x` gives 550, `full.x` 452, `hang.x` nothing.
 struct Remote {
     port: u16,
     heard: Arc<Mutex<Heard>>,
@@ -36,6 +46,10 @@ struct Remote {
 
 impl Remote {
     async fn start() -> Remote {
+        Remote::with(Habit::None).await
+    }
+
+    async fn with(habit: Habit) -> Remote {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let heard: Arc<Mutex<Heard>> = Arc::default();
@@ -43,7 +57,7 @@ impl Remote {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 shared.lock().unwrap().connections += 1;
-                tokio::spawn(serve(stream, shared.clone()));
+                tokio::spawn(serve(stream, shared.clone(), habit));
             }
         });
         Remote { port, heard }
@@ -54,7 +68,7 @@ impl Remote {
     }
 }
 
-async fn serve(stream: TcpStream, heard: Arc<Mutex<Heard>>) -> Option<()> {
+async fn serve(stream: TcpStream, heard: Arc<Mutex<Heard>>, habit: Habit) -> Option<()> {
     let mut stream = BufReader::new(stream);
     let (mut from, mut to) = (String::new(), Vec::new());
     stream.write_all(b"220 mx.remote.example\r\n").await.ok()?;
@@ -64,6 +78,8 @@ async fn serve(stream: TcpStream, heard: Arc<Mutex<Heard>>) -> Option<()> {
         let argument = line.trim_end().to_owned();
         line.clear();
         let answer = match verb.as_str() {
+            "EHLO" if habit == Habit::BreaksTls => "250-mx\r\n250 STARTTLS".to_owned(),
+            "STAR" => "220 go\r\nwhat is a ClientHello?".to_owned(),
             "EHLO" => "250-mx\r\n250 PIPELINING".to_owned(),
             "MAIL" => {
                 (from, to) = (argument, Vec::new());
@@ -83,6 +99,9 @@ async fn serve(stream: TcpStream, heard: Arc<Mutex<Heard>>) -> Option<()> {
                     stream.read_line(&mut message).await.ok()?;
                 }
                 heard.lock().unwrap().mails.push((from.clone(), to.clone(), message));
+                if habit == Habit::Leaves {
+                    return stream.write_all(b"250 2.0.0 taken\r\n").await.ok();
+                }
                 "250 2.0.0 taken".to_owned()
             }
             "QUIT" => return None,
@@ -270,6 +289,24 @@ async fn one_message_to_three_people_at_one_host_is_one_signed_transaction() {
     assert_eq!(types.iter().filter(|t| *t == "message.delivered").count(), 3, "{types:?}");
     assert_eq!(types.iter().filter(|t| *t == "message.received").count(), 1, "the bounce: {types:?}");
     queue.stop().await;
+}
+
+#[tokio::test]
+async fn tls_that_breaks_and_connections_that_are_gone_cost_no_mail() {
+    for habit in [Habit::BreaksTls, Habit::Leaves] {
+        let folder = tempfile::tempdir().unwrap();
+        let remote = Remote::with(habit).await;
+        let floor = floor(folder.path(), remote.port).await;
+        let inbox = ada(&floor).await;
+        let queue = Running::start(&floor);
+        for _ in 0..3 {
+            let message = release(&floor, inbox, Route::Relay, &["bob@[127.0.0.1]"]).await;
+            let rows = until(&floor, inbox, message, "delivered").await;
+            assert_eq!(rows[0].attempts, 1, "at the first attempt");
+        }
+        assert_eq!(remote.mails().len(), 3);
+        queue.stop().await;
+    }
 }
 
 #[tokio::test]

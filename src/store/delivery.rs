@@ -155,14 +155,16 @@ pub async fn claim(tx: &mut Tx, node: &str, limit: i64, busy: &str) -> Result<Ve
              RETURNING ",
             columns!()
         ),
+        // Materialized: a planner that joined the LIMIT in a loop would take more rows than it locks.
         concat!(
-            "UPDATE delivery SET state = 'attempting', attempts = attempts + 1, node = $1, attempting_since = $2,
-                    updated_at = $2
-             WHERE (pod_key, inbox_key, delivery_key) IN (
+            "WITH picked AS MATERIALIZED (
                  SELECT pod_key, inbox_key, delivery_key FROM delivery
                  WHERE state IN ('due', 'deferred') AND next_attempt_at <= $2
                    AND ($4 = '[]' OR domain <> ALL (ARRAY(SELECT json_array_elements_text($4::json))))
                  ORDER BY next_attempt_at, pod_key, inbox_key, delivery_key LIMIT $3 FOR UPDATE SKIP LOCKED)
+             UPDATE delivery SET state = 'attempting', attempts = attempts + 1, node = $1, attempting_since = $2,
+                    updated_at = $2
+             WHERE (pod_key, inbox_key, delivery_key) IN (SELECT pod_key, inbox_key, delivery_key FROM picked)
              RETURNING ",
             columns!()
         ),

@@ -79,7 +79,7 @@ async fn play<S: AsyncRead + AsyncWrite + Unpin>(stream: S, script: &str, heard:
         } else if step == "flood" {
             let _ = stream.write_all(&vec![b'2'; 1 << 20]).await;
         } else if step == "hang" {
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
         } else if step == "close" {
             return None;
         } else {
