@@ -9,10 +9,13 @@ mod auth;
 mod body;
 mod error;
 mod health;
+mod openapi;
 mod paging;
 mod path;
 mod query;
 mod serve;
+#[cfg(test)]
+mod tests;
 mod v0;
 mod v1;
 
@@ -47,39 +50,14 @@ impl FromRef<App> for Arc<Floor> {
     }
 }
 
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "Gatepost",
-        description = "A self-hosted mail server for AI agents. `/v0` is wire-compatible with AgentMail's SDKs; \
-                       `/v1` is Gatepost's own. Every error is `{name, code, message, fix, docs}`: branch on `code`."
-    ),
-    components(schemas(error::ErrorShape)),
-    modifiers(&BearerKeys),
-    security(("api_key" = []))
-)]
-struct Description;
-
-struct BearerKeys;
-
-impl utoipa::Modify for BearerKeys {
-    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
-        use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
-        let components = openapi.components.get_or_insert_default();
-        components.add_security_scheme("api_key", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
-    }
-}
-
 /// Every route, and their description.
 fn routes() -> (Router<App>, utoipa::openapi::OpenApi) {
-    let (routes, mut description) = OpenApiRouter::with_openapi(Description::openapi())
+    let (routes, mut description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
         .merge(health::routes())
         .merge(v0::routes())
         .merge(v1::routes())
         .split_for_parts();
-    // The router's `{*entry}` takes slashes; OpenAPI knows only `{entry}`.
-    let paths = std::mem::take(&mut description.paths.paths);
-    description.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
+    openapi::complete(&mut description);
     (routes, description)
 }
 

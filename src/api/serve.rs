@@ -31,10 +31,14 @@ pub async fn serve(floor: Arc<Floor>, listener: TcpListener, shutdown: Cancellat
     let service = TowerToHyperService::new(super::router(floor, shutdown.clone()));
     let mut http = auto::Builder::new(TokioExecutor::new());
     // Slow heads are cut off (RFC 9112 §9.5); bodies have their own deadline.
-    http.http1().timer(TokioTimer::new()).header_read_timeout(limits::HTTP_HEAD_DEADLINE);
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HTTP_HEAD_DEADLINE)
+        .max_buf_size(limits::MAX_HTTP_HEAD);
     http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(128)
+        .max_header_list_size(limits::MAX_HTTP_HEAD as u32)
         .keep_alive_interval(limits::HTTP_HEAD_DEADLINE);
     let graceful = GracefulShutdown::new();
     let seats = Arc::new(Semaphore::new(limits::MAX_HTTP_CONNECTIONS));

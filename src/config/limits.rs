@@ -124,6 +124,12 @@ pub const MAX_QUERY_LIST: usize = 100;
 /// Octets of a JSON body that carries no attachments: batch-get asks for 500 Message-IDs of up to 998 octets.
 pub const MAX_JSON_BODY: usize = 1024 * 1024;
 
+/// Octets of the head of an HTTP request, and of what is read ahead of its body.
+pub const MAX_HTTP_HEAD: usize = 64 * 1024;
+
+/// Octets of messages whose texts one answer holds: a thread of large mails is read a message at a time.
+pub const MAX_TEXTS_IN_ANSWER: i64 = 32 * 1024 * 1024;
+
 /// How long the body of an HTTP request may take to arrive.
 pub const HTTP_BODY_DEADLINE: Duration = Duration::from_secs(60);
 

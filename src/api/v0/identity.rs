@@ -12,6 +12,7 @@ use utoipa_axum::routes;
 use crate::api::App;
 use crate::api::auth::Caller;
 use crate::api::error::{Answer, ErrorShape, Problem};
+use crate::api::query::Query;
 use crate::floor::Floor;
 use crate::gate::Scope;
 
@@ -43,7 +44,8 @@ pub(crate) struct Identity {
     get, path = "/v0/auth/me", tag = "auth",
     responses((status = 200, body = Identity), (status = 401, body = ErrorShape))
 )]
-async fn me(State(floor): State<Arc<Floor>>, caller: Caller) -> Answer<Json<Identity>> {
+async fn me(State(floor): State<Arc<Floor>>, caller: Caller, query: Query) -> Answer<Json<Identity>> {
+    query.finish()?;
     let (scope_type, scope_id, pod_id, inbox_id) = match caller.0.scope {
         Scope::Organization => ("organization", ORGANIZATION_ID.to_owned(), None, None),
         Scope::Pod(_) => ("pod", POD_ID.to_owned(), Some(POD_ID), None),

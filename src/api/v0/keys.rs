@@ -391,7 +391,13 @@ async fn find(tx: &mut Tx, who: &Principal, inbox: Option<InboxKey>, id: &str) -
     get, path = "/v0/api-keys/{api_key_id}", tag = "api keys", params(("api_key_id" = String, Path)),
     responses((status = 200, body = KeyView), (status = 404, body = ErrorShape))
 )]
-async fn get(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<Json<KeyView>> {
+async fn get(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    query: Query,
+) -> Answer<Json<KeyView>> {
+    query.finish()?;
     read(&floor, caller, None, path.segment(2)?).await
 }
 
@@ -405,7 +411,9 @@ async fn get_of_inbox(
     State(floor): State<Arc<Floor>>,
     caller: Caller,
     path: RawPath,
+    query: Query,
 ) -> Answer<Json<KeyView>> {
+    query.finish()?;
     let inbox = caller.inbox(&floor, &path.segment(2)?).await?.key;
     read(&floor, caller, Some(inbox), path.segment(4)?).await
 }

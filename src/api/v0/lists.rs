@@ -283,7 +283,13 @@ fn entry_of(path: &RawPath, at: usize) -> Answer<String> {
     params(("direction" = String, Path), ("type" = String, Path), ("entry" = String, Path)),
     responses((status = 200, body = EntryView), (status = 404, body = ErrorShape))
 )]
-async fn get(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<Json<EntryView>> {
+async fn get(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    query: Query,
+) -> Answer<Json<EntryView>> {
+    query.finish()?;
     let named = of_organization(&caller, &path).await?;
     read(&floor, &caller, named, entry_of(&path, 4)?).await
 }
@@ -298,7 +304,9 @@ async fn get_of_inbox(
     State(floor): State<Arc<Floor>>,
     caller: Caller,
     path: RawPath,
+    query: Query,
 ) -> Answer<Json<EntryView>> {
+    query.finish()?;
     let named = of_inbox(&floor, &caller, &path).await?;
     read(&floor, &caller, named, entry_of(&path, 6)?).await
 }

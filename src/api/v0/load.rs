@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::view::{DeliveryView, MessageView, Names, ThreadNames, ThreadView};
+use crate::config::limits;
 use crate::floor::Floor;
 use crate::ids::InboxKey;
 use crate::store::message::{Direction, Message};
@@ -44,17 +45,25 @@ pub(crate) async fn items(
     Ok(named.into_iter().map(|(message, names)| MessageView::item(message, names)).collect())
 }
 
-/// Messages with their texts. Their octets are read one after the other: a page holds one body at a time.
+/// Messages with their texts, as far as `limits::MAX_TEXTS_IN_ANSWER` goes: from the newest back, and the newest
+/// always. Their octets are read one after the other: a page holds one raw message at a time.
 pub(crate) async fn whole(
     floor: &Arc<Floor>,
     named: Vec<(Message, Names)>,
 ) -> Result<Vec<MessageView>, StoreError> {
     let mut views = Vec::with_capacity(named.len());
-    for (message, names) in named {
+    let mut octets = 0i64;
+    for (message, names) in named.into_iter().rev() {
+        octets = octets.saturating_add(message.size);
+        if octets > limits::MAX_TEXTS_IN_ANSWER && !views.is_empty() {
+            views.push(MessageView { texts_omitted: true, ..MessageView::item(message, names) });
+            continue;
+        }
         let (inbox, key) = (message.inbox, message.message_key);
         let raw = floor.bodies.load(&floor.store, inbox, key).await?.unwrap_or_default();
         views.push(read(message, names, raw).await?);
     }
+    views.reverse();
     Ok(views)
 }
 

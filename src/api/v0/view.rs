@@ -182,6 +182,9 @@ pub(crate) struct MessageView {
     pub unparsed: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_id: Option<String>,
+    /// Ours: the answer would have been too large with this message's texts; get the message by itself.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub texts_omitted: bool,
     /// Ours, on a single outbound message: what became of it, recipient by recipient.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub deliveries: Vec<DeliveryView>,
@@ -235,6 +238,7 @@ impl MessageView {
             duplicate_of: names.duplicate_of,
             unparsed: message.structure.unparsed,
             run_id: message.run_id,
+            texts_omitted: false,
             deliveries: Vec::new(),
         }
     }

@@ -64,6 +64,10 @@ async fn list(State(app): State<App>, caller: Caller, mut query: Query) -> Answe
     let after: Option<Option<i64>> = after.map(|after| after.parse().ok().filter(|n| *n >= 0));
     let inbox_id = query.text("inbox_id");
     let types = query.list("event_types");
+    let plain = |c: char| c.is_ascii_lowercase() || "._".contains(c);
+    if !types.iter().all(|kind| kind.chars().all(plain)) {
+        return Err(Problem::field(&["query", "event_types"], "takes names such as message.received"));
+    }
     let limit = paging::clamp(&mut query, MAX_EVENTS)?;
     let wait = wait_seconds(query.integer("wait_seconds"))?;
     query.finish()?;

@@ -14,6 +14,7 @@ use crate::api::auth::Caller;
 use crate::api::body::JsonBody;
 use crate::api::error::{Answer, ErrorShape, FieldError, Problem};
 use crate::api::path::RawPath;
+use crate::api::query::Query;
 use crate::api::v0::inboxes::given;
 use crate::floor::Floor;
 use crate::gate;
@@ -67,7 +68,13 @@ pub(crate) struct LimitsBody {
     get, path = "/v1/inboxes/{inbox_id}/limits", tag = "limits", params(("inbox_id" = String, Path)),
     responses((status = 200, body = LimitsResponse), (status = 404, body = ErrorShape))
 )]
-async fn get(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<Json<LimitsResponse>> {
+async fn get(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    query: Query,
+) -> Answer<Json<LimitsResponse>> {
+    query.finish()?;
     caller.require("inbox_read")?;
     let key = caller.inbox(&floor, &path.segment(2)?).await?.key;
     let shown = floor.store.read(move |tx| Box::pin(show(tx, key)));

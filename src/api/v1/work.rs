@@ -194,7 +194,13 @@ async fn list(
     get, path = "/v1/work-items/{work_item_id}", tag = "work items", params(("work_item_id" = String, Path)),
     responses((status = 200, body = WorkItemView), (status = 404, body = ErrorShape))
 )]
-async fn get(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<Json<WorkItemView>> {
+async fn get(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    query: Query,
+) -> Answer<Json<WorkItemView>> {
+    query.finish()?;
     let id = item_id(&floor, &caller, &path).await?;
     show(&floor, work::get(&floor, &caller.0, id).await.map_err(problem)?).await
 }
