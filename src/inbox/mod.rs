@@ -243,7 +243,7 @@ pub async fn receive(
     }
     let placed = commit(floor, incoming, recipients, &stamped, &id).await?;
     for message in &placed {
-        tracing::info!(id, message = message.id(), inbox = log_name(message.inbox), "accepted");
+        tracing::debug!(id, message_id = message.id(), inbox = log_name(message.inbox), "filed");
     }
     Ok(Receipt { id })
 }
