@@ -186,7 +186,8 @@ impl Server {
         let (floor, shutdown) = self.for_task();
         self.spawn("queue", crate::queue::run(floor, shutdown));
         let (floor, shutdown) = self.for_task();
-        self.spawn("retention", crate::store::retention::run(floor.store.clone(), shutdown));
+        let (store, bodies, clock) = (floor.store.clone(), floor.bodies.clone(), floor.clock.clone());
+        self.spawn("retention", crate::store::retention::run(store, bodies, clock, shutdown));
         // SQLite's events are numbered as they commit.
         if self.floor.store.is_shared() {
             let (floor, shutdown) = self.for_task();

@@ -17,7 +17,7 @@ use crate::store::message::{self, Direction, Message};
 use crate::store::thread::{self, ListedAttachment, MAX_LISTED, Thread};
 use crate::store::{StoreError, Tx};
 use crate::verify::verdict::{DmarcPolicy, Source};
-use crate::work;
+use crate::work::{self, HandedTo};
 
 /// What one inbox made of the message.
 #[derive(Debug, Clone)]
@@ -32,13 +32,8 @@ struct Treatment {
     labels: Vec<String>,
     event_type: &'static str,
     mailbox: i64,
-    /// `None`: no work item.
-    work: Option<Work>,
-}
-
-struct Work {
-    held: bool,
-    reason: &'static str,
+    /// Who is to see the work that it makes, and why it is made or held; `None`: no work item.
+    work: Option<(HandedTo, &'static str)>,
 }
 
 /// Whether this inbox alone would refuse the message.
@@ -79,9 +74,9 @@ pub(super) async fn place(
             delivery::returned(tx, key, of_message, report).await?;
         }
     }
-    if let Some(Work { held, reason }) = treatment.work {
+    if let Some((to, reason)) = treatment.work {
         let item_key = reserved.first + 2;
-        let arrived = work::Arrived { inbox: key, thread_key: thread.thread_key, item_key, reason, held };
+        let arrived = work::Arrived { inbox: key, thread_key: thread.thread_key, item_key, reason, to };
         work::raise(tx, arrived).await?;
     }
     Ok(Placed::Stored(Box::new(message)))
@@ -107,7 +102,11 @@ async fn treat(
         labels: Vec::new(),
         event_type: "message.received",
         mailbox: MAILBOX_INBOX,
-        work: Some(Work { held: reserved.status == InboxStatus::Paused, reason }),
+        work: Some(match reserved.status {
+            _ if recipient.operator => (HandedTo::Human, reason),
+            InboxStatus::Paused => work::PAUSED,
+            InboxStatus::Active => (HandedTo::Workers, reason),
+        }),
     };
     if blocked(tx, incoming, recipient, found).await? || would_refuse(incoming, &reserved.unauthenticated) {
         labels.push("blocked".to_owned());
@@ -119,12 +118,12 @@ async fn treat(
         labels.push("spam".to_owned());
         treatment.event_type = "message.received.spam";
         treatment.mailbox = MAILBOX_JUNK;
-        treatment.work = Some(Work { held: true, reason });
+        treatment.work = Some((HandedTo::Held, "dmarc_failed"));
     } else if unverified && matches!(reserved.unauthenticated.as_str(), "tag" | "hold") {
         labels.push("unauthenticated".to_owned());
         treatment.event_type = "message.received.unauthenticated";
         if reserved.unauthenticated == "hold" {
-            treatment.work = Some(Work { held: true, reason });
+            treatment.work = Some((HandedTo::Held, "unauthenticated"));
         }
     }
     // A duplicate is linked to its first, and our own message come back is no news: neither makes work.

@@ -7,13 +7,14 @@
 
 use std::sync::Arc;
 
+use futures_util::StreamExt;
 use object_store::ObjectStoreExt;
 use object_store::path::Path as ObjectPath;
-use sha2::{Digest, Sha256};
 
 use super::{Store, StoreError, Tx};
 use crate::config::StorageUrl;
-use crate::ids::{InboxKey, base32};
+use crate::clock::{DAY, Millis};
+use crate::ids::{InboxKey, random_token};
 
 /// Octets up to which a body stands in the database. Proposed by reference/stack.md §4: a durable file costs
 /// two fsyncs of its own, which group commit cannot share; far beyond 1 MiB the WAL would carry it twice.
@@ -59,28 +60,56 @@ impl BodyStore {
         }
     }
 
-    /// Compresses `raw`, and writes it to the object store where it is large.
+    /// Compresses `raw`, and writes it to the object store where it is large. Every object has a name of its
+    /// own: one that is swept as an orphan can never be one that a new row is about to name.
     pub async fn prepare(&self, pod: i64, raw: &[u8]) -> Result<Body, StoreError> {
         let size = raw.len() as i64;
+        let plain = || Body { codec: "raw", size, bytes: Some(Arc::new(raw.to_vec())), object: None };
         if raw.len() < SMALLEST_COMPRESSED {
-            return Ok(Body { codec: "raw", size, bytes: Some(Arc::new(raw.to_vec())), object: None });
+            return Ok(plain());
         }
-        let packed = zstd::bulk::compress(raw, 1)
-            .map_err(|e| StoreError::Storage(format!("compressing a message: {e}")))?;
         if raw.len() > LARGEST_ROW {
-            let name = format!("{pod}/{}", base32(&Sha256::digest(raw)));
-            let path = ObjectPath::from(name.as_str());
-            self.objects
-                .put(&path, packed.into())
-                .await
-                .map_err(|e| StoreError::Storage(format!("object store: {e}")))?;
+            // Long enough to hold up others on this thread.
+            let octets = raw.to_vec();
+            let packed = tokio::task::spawn_blocking(move || pack(&octets)).await;
+            let packed = packed.map_err(|e| StoreError::Storage(format!("compressing a message: {e}")))??;
+            let name = format!("{pod}/{}", random_token::<20>());
+            self.objects.put(&ObjectPath::from(name.as_str()), packed.into()).await.map_err(unwritten)?;
             return Ok(Body { codec: "object", size, bytes: None, object: Some(name) });
         }
+        let packed = pack(raw)?;
         // Attachments are compressed mostly: below a tenth of gain the plain octets are read faster.
         if packed.len() * 10 > raw.len() * 9 {
-            return Ok(Body { codec: "raw", size, bytes: Some(Arc::new(raw.to_vec())), object: None });
+            return Ok(plain());
         }
         Ok(Body { codec: "zstd", size, bytes: Some(Arc::new(packed)), object: None })
+    }
+
+    /// Deletes objects that no row names and that are older than a day: a crash came between object and row.
+    /// How many there were.
+    pub async fn sweep(&self, store: &Store, now: Millis) -> Result<u64, StoreError> {
+        let mut swept = 0;
+        let mut objects = self.objects.list(None);
+        while let Some(object) = objects.next().await {
+            let object = object.map_err(unread)?;
+            if object.last_modified.timestamp_millis() > now - DAY {
+                continue;
+            }
+            let name = object.location.to_string();
+            let named: Result<bool, StoreError> = store
+                .read(move |tx| {
+                    Box::pin(async move {
+                        let sql = "SELECT 1 FROM body WHERE object = $1 LIMIT 1";
+                        Ok(tx.row(sql, &[name.into()]).await?.is_some())
+                    })
+                })
+                .await;
+            if !named? {
+                self.objects.delete(&object.location).await.map_err(unread)?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
     }
 
     /// The octets of a message; `None` where there is no such message.
@@ -98,9 +127,8 @@ impl BodyStore {
             ("raw", Some(bytes), _) => return Ok(Some(bytes)),
             ("zstd", Some(bytes), _) => bytes,
             ("object", _, Some(name)) => {
-                let failed = |e: object_store::Error| StoreError::Unavailable(format!("object store: {e}"));
-                let found = self.objects.get(&ObjectPath::from(name.as_str())).await.map_err(failed)?;
-                found.bytes().await.map_err(failed)?.to_vec()
+                let found = self.objects.get(&ObjectPath::from(name.as_str())).await.map_err(unread)?;
+                found.bytes().await.map_err(unread)?.to_vec()
             }
             _ => return Err(StoreError::Damaged(format!("a body with codec {codec:?} and no octets"))),
         };
@@ -108,6 +136,18 @@ impl BodyStore {
             .map(Some)
             .map_err(|e| StoreError::Damaged(format!("a body does not decompress: {e}")))
     }
+}
+
+fn pack(raw: &[u8]) -> Result<Vec<u8>, StoreError> {
+    zstd::bulk::compress(raw, 1).map_err(|e| StoreError::Storage(format!("compressing a message: {e}")))
+}
+
+fn unwritten(e: object_store::Error) -> StoreError {
+    StoreError::Storage(format!("object store: {e}"))
+}
+
+fn unread(e: object_store::Error) -> StoreError {
+    StoreError::Unavailable(format!("object store: {e}"))
 }
 
 type Fetched = (String, i64, Option<Vec<u8>>, Option<String>);

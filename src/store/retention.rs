@@ -1,19 +1,29 @@
-//! What is kept only for a while: answers under Idempotency-Keys, names of transactions, and everything of an
-//! inbox that was deleted. Runs beside the mail, in small steps, and starts over wherever it was stopped.
+//! What is kept only for a while: answers under Idempotency-Keys, names of transactions, everything of an
+//! inbox that was deleted, and large bodies whose transaction never came. Runs beside the mail, in small steps, and starts over wherever it was stopped.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::body::BodyStore;
 use super::{Store, StoreError, Tx, idempotency};
-use crate::clock::{DAY, HOUR};
+use crate::clock::{Clock, DAY, HOUR};
 
 /// Rows that one step deletes from one table: small enough that no mail waits for it.
 const STEP: i64 = 200;
 
 /// Sweeps until the server stops.
-pub async fn run(store: Store, shutdown: CancellationToken) {
+pub async fn run(store: Store, bodies: BodyStore, clock: Clock, shutdown: CancellationToken) {
+    let mut next_orphans = clock.now() + HOUR;
     loop {
+        if clock.now() >= next_orphans {
+            next_orphans = clock.now() + HOUR;
+            match bodies.sweep(&store, clock.now()).await {
+                Ok(0) => {}
+                Ok(swept) => tracing::info!(swept, "deleted bodies whose messages were never committed"),
+                Err(e) => tracing::warn!(error = %e, "orphaned bodies could not be swept"),
+            }
+        }
         let pause = match store.write(|tx| Box::pin(sweep(tx))).await {
             Ok(true) => Duration::from_millis(50),
             Ok(false) => Duration::from_secs(60),

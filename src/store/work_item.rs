@@ -287,6 +287,17 @@ pub(crate) async fn overdue(tx: &mut Tx, limit: i64) -> Result<Vec<WorkItem>, St
     tx.rows(sql, &args).await?.iter().map(from_row).collect()
 }
 
+/// Items of an inbox that are held for this reason; locked by the inbox's lock, which the caller has.
+pub(crate) async fn held_for(tx: &mut Tx, inbox: InboxKey, reason: &str) -> Result<Vec<WorkItem>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM work_item WHERE pod_key = $1 AND inbox_key = $2 AND state = 'held' AND reason = $3 ORDER BY item_key"
+    );
+    let args = [inbox.pod.into(), inbox.inbox.into(), reason.into()];
+    tx.rows(sql, &args).await?.iter().map(from_row).collect()
+}
+
 /// A page of items, newest first, of one inbox or all; `state` is empty for every one.
 pub async fn page(
     tx: &mut Tx,

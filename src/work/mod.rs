@@ -23,7 +23,8 @@ use crate::store::{StoreError, Tx};
 
 pub use claim::{ClaimRequest, Claimed, MAX_CLAIM, claim, unclaim};
 
-pub(crate) use raise::{Arrived, answered, raise};
+pub use raise::resume;
+pub(crate) use raise::{Arrived, HandedTo, PAUSED, answered, raise};
 
 /// Lease lengths in seconds, DESIGN.md §6; 12 hours is SQS's cap as well.
 pub const LEASE_SECONDS: std::ops::RangeInclusive<i64> = 5..=43_200;

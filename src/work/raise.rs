@@ -12,11 +12,24 @@ pub(crate) struct Arrived {
     pub thread_key: i64,
     /// The number for a new item, taken with the message's.
     pub item_key: i64,
-    /// `new_message`, `reply`, `bounce`.
+    /// `new_message`, `reply`, `bounce`; why it is held, where it is.
     pub reason: &'static str,
-    /// Not to be handed out: a suspect sender or a paused inbox.
-    pub held: bool,
+    pub to: HandedTo,
 }
+
+/// Who gets to see the item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HandedTo {
+    Workers,
+    /// Nobody yet: a suspect sender, or a paused inbox.
+    Held,
+    /// The operator's mail is not for agents.
+    Human,
+}
+
+/// Why items of a paused inbox are held; resuming the inbox lets these go, and no others.
+const INBOX_PAUSED: &str = "inbox_paused";
+pub(crate) const PAUSED: (HandedTo, &str) = (HandedTo::Held, INBOX_PAUSED);
 
 /// Opens an item, or lets the open one know. At most one is open a thread.
 pub(crate) async fn raise(tx: &mut Tx, arrived: Arrived) -> Result<WorkItem, StoreError> {
@@ -33,11 +46,11 @@ pub(crate) async fn raise(tx: &mut Tx, arrived: Arrived) -> Result<WorkItem, Sto
     };
     match item.state {
         // New words from outside answer the wait; and what failed before may go now that there is more to read.
-        ItemState::Waiting if item.waiting_for.as_deref() != Some("review") && !arrived.held => {
+        ItemState::Waiting if item.waiting_for.as_deref() != Some("review") && arrived.to == HandedTo::Workers => {
             make_available(&mut item, now, arrived.reason);
             record(tx, &mut item).await?;
         }
-        ItemState::Dead if !arrived.held => {
+        ItemState::Dead if arrived.to == HandedTo::Workers => {
             item.attempts = 0;
             make_available(&mut item, now, arrived.reason);
             record(tx, &mut item).await?;
@@ -53,7 +66,11 @@ fn open(arrived: &Arrived, now: Millis) -> WorkItem {
         inbox: arrived.inbox,
         item_key: arrived.item_key,
         thread_key: arrived.thread_key,
-        state: if arrived.held { ItemState::Held } else { ItemState::Available },
+        state: match arrived.to {
+            HandedTo::Workers => ItemState::Available,
+            HandedTo::Held => ItemState::Held,
+            HandedTo::Human => ItemState::NeedsHuman,
+        },
         reason: arrived.reason.to_owned(),
         priority: 0,
         attempts: 0,
@@ -74,4 +91,14 @@ fn open(arrived: &Arrived, now: Millis) -> WorkItem {
 pub(crate) async fn answered(tx: &mut Tx, mut item: WorkItem) -> Result<(), StoreError> {
     finish(tx, &mut item, "answered").await?;
     record(tx, &mut item).await
+}
+
+/// The inbox is active again: what was held because it was not is handed out.
+pub async fn resume(tx: &mut Tx, inbox: InboxKey) -> Result<(), StoreError> {
+    for mut item in work_item::held_for(tx, inbox, INBOX_PAUSED).await? {
+        let now = tx.now();
+        make_available(&mut item, now, "inbox_resumed");
+        record(tx, &mut item).await?;
+    }
+    Ok(())
 }

@@ -461,8 +461,12 @@ async fn update(
         let (request, actor) = (request.clone(), actor.clone());
         Box::pin(async move {
             let Some(mut inbox) = inbox::lock(tx, key).await? else { return Ok(None) };
+            let was = inbox.status;
             change(&mut inbox, &request, status)?;
             inbox::update(tx, &inbox).await?;
+            if was == InboxStatus::Paused && inbox.status == InboxStatus::Active {
+                crate::work::resume(tx, key).await?;
+            }
             note(tx, &actor, "inbox.updated", &inbox).await?;
             inbox.updated_at = tx.now();
             Ok::<_, Problem>(Some(inbox))
