@@ -225,10 +225,9 @@ pub async fn receive(
     let id = random_token::<10>();
     let received_at = floor.clock.now();
     let hostname = &floor.config.hostname;
-    let (raw, first_look) = read(raw, &id).await?;
+    let from = screen::from_mailboxes(&raw);
     let verdict =
-        verify::verify(&floor.dns, &envelope.peer, &envelope.mail_from, hostname, &raw, &first_look.from)
-            .await;
+        verify::verify(&floor.dns, &envelope.peer, &envelope.mail_from, hostname, &raw, &from).await;
     if verdict.dmarc_failed() && verdict.dmarc.policy == DmarcPolicy::Reject {
         tracing::info!(id, domain = verdict.dmarc.domain, "refused: DMARC failed under p=reject");
         let text = format!("{} asks to reject mail that fails DMARC", verdict.dmarc.domain);

@@ -12,8 +12,8 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path as ObjectPath;
 
 use super::{Store, StoreError, Tx};
-use crate::config::StorageUrl;
 use crate::clock::{DAY, Millis};
+use crate::config::StorageUrl;
 use crate::ids::{InboxKey, random_token};
 
 /// Octets up to which a body stands in the database. Proposed by reference/stack.md §4: a durable file costs

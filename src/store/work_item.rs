@@ -288,7 +288,11 @@ pub(crate) async fn overdue(tx: &mut Tx, limit: i64) -> Result<Vec<WorkItem>, St
 }
 
 /// Items of an inbox that are held for this reason; locked by the inbox's lock, which the caller has.
-pub(crate) async fn held_for(tx: &mut Tx, inbox: InboxKey, reason: &str) -> Result<Vec<WorkItem>, StoreError> {
+pub(crate) async fn held_for(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    reason: &str,
+) -> Result<Vec<WorkItem>, StoreError> {
     let sql = concat!(
         "SELECT ",
         columns!(),

@@ -46,7 +46,9 @@ pub(crate) async fn raise(tx: &mut Tx, arrived: Arrived) -> Result<WorkItem, Sto
     };
     match item.state {
         // New words from outside answer the wait; and what failed before may go now that there is more to read.
-        ItemState::Waiting if item.waiting_for.as_deref() != Some("review") && arrived.to == HandedTo::Workers => {
+        ItemState::Waiting
+            if item.waiting_for.as_deref() != Some("review") && arrived.to == HandedTo::Workers =>
+        {
             make_available(&mut item, now, arrived.reason);
             record(tx, &mut item).await?;
         }
