@@ -22,7 +22,8 @@ async fn wrong_smtp_gets_enhanced_codes_and_harms_nobody() {
     }
     smtp.expect("RCPT TO:<ada@agents.example>", 503).await;
     smtp.expect("DATA", 503).await;
-    smtp.expect("MAIL FROM:a@b.example garbage", 501).await;
+    smtp.expect("MAIL FROM:<a@b.example", 501).await;
+    smtp.expect("MAIL FROM:<a b@c.example>", 501).await;
     smtp.expect("MAIL FROM:<a@b.example> NOSUCH=1", 555).await;
     smtp.expect("MAIL FROM:<a@b.example> SIZE=99999999999", 552).await;
     smtp.expect("MAIL FROM:<a@b.example> BODY=8BITMIME", 250).await;
@@ -83,7 +84,7 @@ async fn what_cannot_be_parsed_is_stored_and_handed_out() {
     let many = format!("Subject: many\r\n{}\r\nbody\r\n", "X-Header: y\r\n".repeat(4000));
     let cases: [(&str, Vec<u8>); 5] = [
         ("nothing", b"\r\n".to_vec()),
-        ("binary", b"\xff\xfe\x00\x80\r\n\x01\x02\r\n".to_vec()),
+        ("binary", b"\xff\xfe\x80\r\n\x01\x02\r\n".to_vec()),
         ("no end of header", b"Subject: no end of header".to_vec()),
         ("deep", nested.into_bytes()),
         ("many", many.into_bytes()),
@@ -95,6 +96,9 @@ async fn what_cannot_be_parsed_is_stored_and_handed_out() {
     }
     let claimed = server.api.post("/v1/work-items/claim", json!({"limit": 20})).await.ok();
     assert_eq!(claimed["count"], cases.len(), "{claimed}");
+    // RFC 5321 §2.3.8 and RFC 3030: NUL has no place in mail, and half of the world's readers stop at it.
+    let reply = server.dial().await.deliver("a@remote.example", &[ADA], b"Subject: n\r\n\r\nul\0\r\n").await.unwrap();
+    assert_eq!(reply.code, 550, "{reply:?}");
     assert!(server.alive());
 }
 
@@ -122,10 +126,10 @@ async fn wrong_http_gets_errors_of_the_documented_shape() {
         api.get(path).await.refused(404, "not_found");
     }
     for query in
-        ["limit=abc", "limit=-1", "page_token=garbage", "before=yesterday", "ascending=maybe", "labels=%5B1"]
+        ["limit=abc", "limit=-1", "page_token=garbage", "before=yesterday", "ascending=maybe"]
     {
         let body = api.get(&format!("{base}/messages?{query}")).await.refused(400, "validation_error");
-        assert!(body["errors"][0]["path"].is_string(), "{query}: {body}");
+        assert!(body["errors"][0]["path"].is_array(), "{query}: {body}");
     }
     assert_eq!(
         api.get(&format!("{base}/messages?limit=100000")).await.ok()["limit"],

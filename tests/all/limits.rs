@@ -75,7 +75,7 @@ async fn race_to_the_limit(nodes: &[Arc<TestServer>], sink: &Sink) {
         assert!(ids.contains(id.as_str()), "{id} got a 2xx and is lost");
     }
     let used = node.api.get(LIMITS).await.ok();
-    assert_eq!(used["used"]["per_hour"], LIMIT, "{used}");
+    assert_eq!(used["used"]["last_hour"], LIMIT, "{used}");
 
     // What was released arrives, all of it, and nothing else.
     let arrived = || sink.taken().iter().map(|mail| mail.to.len()).sum::<usize>();
@@ -123,7 +123,7 @@ async fn a_send_is_released_whole_or_not_at_all_and_local_recipients_count() {
     server.api.post(SEND, three).await.refused(403, "limit_exceeded");
     server.api.post(SEND, send(&["bea@agents.example"])).await.ok();
     server.api.post(SEND, send(&["bea@agents.example"])).await.refused(403, "limit_exceeded");
-    assert_eq!(server.api.get(LIMITS).await.ok()["used"]["per_hour"], 4);
+    assert_eq!(server.api.get(LIMITS).await.ok()["used"]["last_hour"], 4);
     // An inbox's own key may not lift its limit.
     let agent = server.inbox_key("ada@agents.example").await;
     let lifted = agent.put(LIMITS, json!({"per_hour": null})).await;

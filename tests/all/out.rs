@@ -130,9 +130,10 @@ async fn an_mx_on_a_private_address_is_not_dialled() {
     assert_eq!(sink.connections(), 0);
 }
 
-/// SMTP's own letter to nobody: what the world sends to the return path of ours is a bounce of ours, or ordinary mail.
+/// What comes back to the return path of a message reaches the inbox that sent it; a return path that was never made
+/// is nobody's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bounce_that_comes_back_by_mail_finds_its_delivery() {
+async fn what_comes_back_to_our_return_path_reaches_the_inbox_that_sent() {
     let sink = Sink::start().await;
     let dns = Dns::start(&sink.zone("remote.example")).await;
     let server = TestServer::new().inbox("ada").dns(&dns).start().await;
@@ -149,8 +150,8 @@ async fn a_bounce_that_comes_back_by_mail_finds_its_delivery() {
         to = taken.from,
     );
     server.receive("", &taken.from, report.as_bytes()).await;
-    event(&server, "message.bounced", &sent["message_id"]).await;
-    // A return path that we never made is nobody's.
+    let seen = server.message("ada@agents.example", "Undelivered").await;
+    assert!(seen["text"].as_str().is_some_and(|text| text.contains("has been closed")), "{seen}");
     let mut smtp = server.dial().await;
     smtp.expect("EHLO client.example", 250).await;
     smtp.expect("MAIL FROM:<>", 250).await;
