@@ -93,9 +93,11 @@ async fn threads_of_a_list() -> Option<()> {
         match took_part.get(&own) {
             // By a citation, or because both cite a parent that never came.
             Some(people) if people.contains(&from) => joined += 1,
-            Some(_) => unexplained.push(format!("{} by {from} joined a thread in which he took no part", letter.name)),
+            Some(_) => unexplained
+                .push(format!("{} by {from} joined a thread in which he took no part", letter.name)),
             None if !allowed.is_empty() => {
-                unexplained.push(format!("{} by {from} stays out of {allowed:?}, where he took part", letter.name));
+                unexplained
+                    .push(format!("{} by {from} stays out of {allowed:?}, where he took part", letter.name));
             }
             None if !cited.is_empty() => {
                 newcomers += 1;

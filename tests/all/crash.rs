@@ -20,8 +20,8 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use crate::world::{
-    api::path_escape, dice, dns::Dns, eventually, mail, postgres::Database, server::TestServer, signal,
-    sink::Sink, smtp::Smtp,
+    PATIENCE, api::path_escape, dice, dns::Dns, eventually, mail, postgres::Database, server::TestServer,
+    signal, sink::Sink, smtp::Smtp,
 };
 use worker::Worker;
 
@@ -81,7 +81,12 @@ async fn kill_9_at_random_moments(database: Database) {
             begun.elapsed() < longest,
             "only {got} of {messages} messages acknowledged after {kills} kills"
         );
-        sleep(Duration::from_millis(200 + dice(1300))).await;
+        // A random moment is a random number of messages later, or a few seconds where the database is slow to rise.
+        let moment = got + dice((2 * messages / KILLS) as u64) as usize;
+        let patience = Instant::now() + Duration::from_secs(10);
+        while acknowledged.lock().unwrap().len() < moment && Instant::now() < patience {
+            sleep(Duration::from_millis(1 + dice(20))).await;
+        }
         match (&database, kills % 3) {
             (Database::Postgres(cluster, _), 1) => {
                 // The database goes, the server stays: 451 and 503 until it is back.
@@ -117,18 +122,7 @@ async fn kill_9_at_random_moments(database: Database) {
         timeout(Duration::from_secs(120), sender).await.expect("a sender hangs").unwrap();
     }
 
-    // The dust settles: the workers finish everything.
-    eventually("every work item is finished", async || {
-        let mut open = 0;
-        for name in INBOXES {
-            for state in ["available", "claimed", "waiting"] {
-                let path = format!("/v1/work-items?inbox_id={name}@agents.example&state={state}&limit=1");
-                open += server.api.get(&path).await.ok()["count"].as_u64().unwrap();
-            }
-        }
-        (open == 0).then_some(())
-    })
-    .await;
+    settle(&server, &workers).await;
     let mut ledgers = Vec::new();
     for worker in workers {
         ledgers.push(worker.stop().await);
@@ -149,6 +143,29 @@ async fn kill_9_at_random_moments(database: Database) {
         replied.len(),
         begun.elapsed()
     );
+}
+
+/// The dust settles: the workers finish everything. As long as they get on, it may take its time.
+async fn settle(server: &TestServer, workers: &[Worker]) {
+    let (mut written, mut since) = (0, Instant::now());
+    loop {
+        let mut open = 0;
+        for name in INBOXES {
+            for state in ["available", "claimed", "waiting"] {
+                let path = format!("/v1/work-items?inbox_id={name}@agents.example&state={state}&limit=1");
+                open += server.api.get(&path).await.ok()["count"].as_u64().unwrap();
+            }
+        }
+        if open == 0 {
+            return;
+        }
+        let now = workers.iter().map(|worker| worker.ledger().len()).sum();
+        if now > written {
+            (written, since) = (now, Instant::now());
+        }
+        assert!(since.elapsed() < PATIENCE, "nobody works any more, and there is work");
+        sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// One connection after the other; every message is sent again until it gets its 250, as every mail server does.

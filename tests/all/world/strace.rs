@@ -85,7 +85,7 @@ pub fn parse(log: &str) -> Vec<Happened> {
     for line in log.lines() {
         let Some((pid, rest)) = line.trim_start().split_once(' ') else { continue };
         let rest = rest.trim_start();
-        if let Some(start) = rest.strip_suffix("<unfinished ...>") {
+        if let Some(start) = rest.strip_suffix("<unfinished ...>").map(str::trim_end) {
             all.extend(at_begin(start));
             begun.insert(pid, start.to_owned());
         } else if let Some(resumed) = rest.strip_prefix("<... ") {
@@ -130,7 +130,7 @@ fn parts(call: &str) -> Option<(&str, &str, String)> {
     let (name, rest) = call.split_once('(')?;
     let (_, rest) = rest.split_once('<')?;
     // `TCP:[127.0.0.1:1->127.0.0.1:2]` and `/path/name` both end at the first `>` that a comma or bracket follows.
-    let end = rest.find(">,").or_else(|| rest.find(">)"))?;
+    let end = rest.find(">,").or_else(|| rest.find(">)")).or_else(|| rest.strip_suffix('>').map(str::len))?;
     let what = rest.get(..end)?;
     let text = rest.get(end..).and_then(|r| r.split_once('"')).map_or("", |(_, text)| text);
     Some((name, what, text.to_owned()))
