@@ -1,4 +1,10 @@
 //! One attempt to deliver: compose and sign, find the way, speak SMTP, and say what came of it.
+//!
+//! - a message is made: `header`, `compose`; signed: `dkim`; opened for sending once: `letter`, `wire`
+//! - an attempt is made: `relay` sequences `route` (where to), `pool` (which connection), `client` and `reply` (the
+//!   dialogue); `outcome` is what it comes to, for each recipient; `schedule` says when to try again
+//! - what does not arrive: `bounce` tells the agent, `return_path` and `report` read what others tell us
+//! - `gatepost dev` sends nothing: `capture`
 
 pub(crate) mod bounce;
 pub mod capture;
