@@ -38,8 +38,10 @@ use worker::{Back, Parcel, Workshop};
 const CLAIM: usize = 256;
 /// While more is known to wait, claim only once this much room is free: not a commit for every row.
 const WORTH_A_CLAIM: usize = 64;
-/// Releases that come close together are claimed together, while enough is under way.
+/// Releases that come close together are claimed together, while something is under way; for longer while a
+/// destination has more than it takes, since most of what is new may be for it.
 const GATHER: Duration = Duration::from_millis(3);
+const GATHER_LONGER: Duration = Duration::from_millis(20);
 /// The longest sleep: a wake-up of another process may be lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 const AFTER_AN_ERROR: Duration = Duration::from_secs(1);
@@ -58,7 +60,9 @@ pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
             return;
         }
     };
-    let node: Arc<str> = random_token::<10>().into();
+    let name = node_name(&floor.config.data_dir);
+    // Each process of a node has a name of its own, so that an earlier one's results come too late.
+    let node: Arc<str> = format!("{name}-{}", random_token::<5>()).into();
     let (results, received) = mpsc::channel(RESULTS);
     let ledger = tokio::spawn(ledger::keep(floor.clone(), node.clone(), received));
     let workshop =
@@ -74,6 +78,7 @@ pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
         left_out: 0,
         next_due: None,
         floor,
+        name: name.into(),
         node,
     };
     queue.work(shutdown).await;
@@ -81,8 +86,24 @@ pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
     let _ = ledger.await;
 }
 
+/// The node's name, kept in its data folder (which is locked: one process at a time has it). A node whose folder
+/// cannot keep it has a new name each time, and its rows come back a minute later.
+fn node_name(data_dir: &std::path::Path) -> String {
+    let path = data_dir.join("node");
+    let is_name = |text: &String| text.len() == 16 && text.bytes().all(|b| b.is_ascii_alphanumeric());
+    if let Some(name) = std::fs::read_to_string(&path).ok().filter(is_name) {
+        return name;
+    }
+    let name = random_token::<10>();
+    if let Err(error) = std::fs::write(&path, &name) {
+        tracing::warn!(%error, path = %path.display(), "the node's name cannot be kept");
+    }
+    name
+}
+
 struct Queue {
     floor: Arc<Floor>,
+    name: Arc<str>,
     node: Arc<str>,
     desk: Arc<Desk>,
     workshop: Arc<Workshop>,
@@ -156,16 +177,16 @@ impl Queue {
         if recovered && !shared {
             return true;
         }
-        let node = self.node.clone();
+        let (node, name) = (self.node.clone(), self.name.clone());
         let outcome = self
             .floor
             .store
             .write(move |tx| {
-                let node = node.clone();
+                let (node, name) = (node.clone(), name.clone());
                 Box::pin(async move {
                     delivery::beat(tx, &node).await?;
                     let stale = tx.now() - DEAD_AFTER;
-                    let rows = delivery::recover(tx, &node, stale).await?;
+                    let rows = delivery::recover(tx, &node, &name, stale).await?;
                     delivery::forget_nodes(tx, None, stale - DEAD_AFTER).await?;
                     Ok::<u64, StoreError>(rows)
                 })
@@ -204,7 +225,11 @@ impl Queue {
         let busy = self.plan.busy();
         self.left_out = busy.len();
         let busy = serde_json::to_string(&busy).unwrap_or_else(|_| "[]".to_owned());
-        let gather = if self.under_way.is_empty() { None } else { Some(GATHER) };
+        let gather = match (self.under_way.is_empty(), self.left_out) {
+            (true, _) => None,
+            (false, 0) => Some(GATHER),
+            (false, _) => Some(GATHER_LONGER),
+        };
         let (floor, node) = (self.floor.clone(), self.node.clone());
         self.tasks.spawn(async move {
             if let Some(gather) = gather {
