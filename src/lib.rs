@@ -23,9 +23,8 @@
 //!  store · secrets · dns · tls · clock · ids · config · observe
 //! ```
 //!
-//! Dependencies point along the road and down to the floor. Two go back and no others: `queue → gate` (asked
-//! again right before sending) and `deliver → inbox` (local recipients and bounces). `server` starts it all,
-//! `cli` is the way in for people, `api` the way in for programs.
+//! Dependencies point along the road and down to the floor. One goes back: `deliver → inbox` (local recipients
+//! and bounces). `server` starts it all, `cli` is the way in for people, `api` the way in for programs.
 //!
 //! # A stranger writes to an agent
 //!
