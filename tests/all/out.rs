@@ -130,10 +130,10 @@ async fn an_mx_on_a_private_address_is_not_dialled() {
     assert_eq!(sink.connections(), 0);
 }
 
-/// What comes back to the return path of a message reaches the inbox that sent it; a return path that was never made
-/// is nobody's.
+/// What comes back to the return path of a message finds its delivery, and the inbox that sent it; a return path that
+/// was never made is nobody's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_back_to_our_return_path_reaches_the_inbox_that_sent() {
+async fn a_bounce_that_comes_back_by_mail_finds_its_delivery() {
     let sink = Sink::start().await;
     let dns = Dns::start(&sink.zone("remote.example")).await;
     let server = TestServer::new().inbox("ada").dns(&dns).start().await;
@@ -152,6 +152,8 @@ async fn what_comes_back_to_our_return_path_reaches_the_inbox_that_sent() {
     server.receive("", &taken.from, report.as_bytes()).await;
     let seen = server.message("ada@agents.example", "Undelivered").await;
     assert!(seen["text"].as_str().is_some_and(|text| text.contains("has been closed")), "{seen}");
+    let bounced = event(&server, "message.bounced", &sent["message_id"]).await;
+    assert_eq!(bounced["bounce"]["recipients"][0]["address"], "late@remote.example", "{bounced}");
     let mut smtp = server.dial().await;
     smtp.expect("EHLO client.example", 250).await;
     smtp.expect("MAIL FROM:<>", 250).await;
