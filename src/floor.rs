@@ -36,8 +36,8 @@ pub(crate) mod testing {
 
     use super::*;
     use crate::clock::ClockHand;
-    use crate::gate::{Permissions, Principal, Scope};
     use crate::ids::InboxKey;
+    use crate::principal::{Permissions, Principal, Scope};
     use crate::store::StoreError;
     use crate::store::inbox::{self, DEFAULT_POD, Inbox, InboxStatus, NewInbox};
 

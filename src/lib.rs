@@ -20,7 +20,7 @@
 //!  work     claim · lease · fence · complete
 //!
 //!  ──────────────────────────── the floor ────────────────────────────
-//!  store · secrets · dns · tls · clock · ids · config · observe
+//!  store · principal · secrets · dns · tls · clock · ids · config · observe
 //! ```
 //!
 //! Dependencies point along the road and down to the floor. One goes back: `deliver → inbox` (local recipients
@@ -74,6 +74,7 @@ pub mod gate;
 pub mod ids;
 pub mod inbox;
 pub mod observe;
+pub mod principal;
 pub mod queue;
 pub mod screen;
 pub mod secrets;

@@ -16,8 +16,8 @@ use super::error::{Answer, Problem};
 use crate::clock::Millis;
 use crate::config::limits;
 use crate::floor::Floor;
-use crate::gate::{Principal, Scope};
 use crate::ids::InboxKey;
+use crate::principal::{Principal, Scope};
 use crate::store::inbox::{self, Inbox};
 use crate::store::{StoreError, key};
 

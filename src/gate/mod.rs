@@ -10,7 +10,6 @@
 
 mod decision;
 mod limits;
-mod principal;
 mod release;
 mod request;
 
@@ -21,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::{DAY, Millis};
 use crate::floor::Floor;
 use crate::ids::InboxKey;
+use crate::principal::Principal;
 use crate::screen::{self, structure::Structure};
 use crate::store::audit;
 use crate::store::body::Body;
@@ -35,7 +35,7 @@ use crate::work::{self, WorkError};
 
 pub use decision::{Decision, Reason};
 pub use limits::{Usage, usage};
-pub use principal::{Permissions, Principal, Scope};
+
 pub use request::{Idempotency, MAX_RECIPIENTS, SendKind, SendRequest, WorkRef};
 
 use limits::Reservation;

@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::floor::Floor;
-use crate::gate::{Permissions, Scope};
+use crate::principal::{Permissions, Scope};
 use crate::store::StoreError;
 use crate::store::key::{self, NewKey};
 

@@ -7,8 +7,8 @@ use super::message::{from_json, to_json};
 use super::page::Page;
 use super::{Row, StoreError, Tx, Value};
 use crate::clock::Millis;
-use crate::gate::{Permissions, Scope};
 use crate::ids::{InboxKey, random_token};
+use crate::principal::{Permissions, Scope};
 
 /// Characters of a key that a listing shows: enough to tell one's keys apart, far from enough to use one.
 const PREFIX_LENGTH: usize = 8;

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use crate::clock::{HOUR, Millis, SECOND};
 use crate::floor::Floor;
-use crate::gate::Principal;
 use crate::ids::RowId;
+use crate::principal::Principal;
 use crate::store::event::{self, NewEvent};
 use crate::store::message;
 use crate::store::work_item::{self, ItemState, Lease, WorkItem};

@@ -9,7 +9,7 @@
 use crate::api::error::Problem;
 use crate::api::query::Query;
 use crate::clock::Millis;
-use crate::gate::Permissions;
+use crate::principal::Permissions;
 use crate::store::message::Heading;
 use crate::store::thread::Thread;
 

@@ -14,7 +14,7 @@ use crate::api::auth::Caller;
 use crate::api::error::{Answer, ErrorShape, Problem};
 use crate::api::query::Query;
 use crate::floor::Floor;
-use crate::gate::Scope;
+use crate::principal::Scope;
 
 /// There is one organization on a server: its operator's.
 pub(crate) const ORGANIZATION_ID: &str = "org_default";

@@ -24,8 +24,8 @@ use crate::api::error::{Answer, ErrorShape, Problem};
 use crate::api::path::RawPath;
 use crate::api::v0::load;
 use crate::floor::Floor;
-use crate::gate::Principal;
 use crate::ids::InboxKey;
+use crate::principal::Principal;
 use crate::store::{StoreError, Topic};
 use crate::work::{self, ClaimRequest, Claimed, WorkError};
 

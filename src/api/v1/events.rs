@@ -23,8 +23,8 @@ use crate::api::query::Query;
 use crate::api::v0::{filter, load};
 use crate::clock::rfc3339;
 use crate::events::{self, EventFilter, EventPage, EventsError, Logged};
-use crate::gate::Permissions;
 use crate::ids::{Prefix, RowId};
+use crate::principal::Permissions;
 use crate::store::{StoreError, Tx};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
