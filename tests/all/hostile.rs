@@ -71,6 +71,29 @@ async fn a_second_message_cannot_be_smuggled_behind_a_false_end_of_data() {
     assert_eq!(stored["count"], 0, "{stored}");
 }
 
+/// The incident: STARTTLS command injection (CVE-2011-0411). What was said in clear is forgotten with the handshake.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn starttls_forgets_what_was_said_in_clear() {
+    let server = TestServer::new().inbox("ada").start().await;
+    let mut smtp = server.dial().await.starttls().await;
+    smtp.expect("MAIL FROM:<a@remote.example>", 503).await;
+    let hello = smtp.expect("EHLO client.example", 250).await;
+    assert!(!hello.text.contains("STARTTLS"), "{hello:?}");
+    smtp.expect("STARTTLS", 503).await;
+    let letter = mail::letter("a@remote.example", ADA, "Over TLS", "tls@remote.example", "", "t");
+    assert_eq!(smtp.transaction("a@remote.example", &[ADA], &letter).await.unwrap().code, 250);
+
+    let mut rude = server.dial().await;
+    rude.expect("EHLO client.example", 250).await;
+    rude.write(b"STARTTLS\r\nMAIL FROM:<evil@remote.example>\r\n").await.unwrap();
+    let first = rude.reply().await.unwrap();
+    if first.code == 220 {
+        assert!(rude.reply().await.is_err(), "a command from before the handshake was answered");
+    } else {
+        assert_eq!(first.code / 100, 5, "{first:?}");
+    }
+}
+
 /// A message that cannot be understood is mail all the same: stored raw, handed out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_parsed_is_stored_and_handed_out() {

@@ -16,13 +16,13 @@ fn gatepost() -> Command {
 }
 
 /// `gatepost dev` in a folder of its own, and what it printed until the conversation was complete.
-struct Dev {
+pub struct Dev {
     child: Child,
     printed: String,
 }
 
 impl Dev {
-    fn start(folder: &Path) -> Dev {
+    pub fn start(folder: &Path) -> Dev {
         let address = own_address();
         let mut child = gatepost()
             .args([
@@ -52,6 +52,12 @@ impl Dev {
             }
         }
         Dev { child, printed }
+    }
+
+    /// Address and port of the API, from the `ready` line.
+    pub fn http(&self) -> &str {
+        let ready = self.printed.lines().find(|line| line.starts_with("ready ")).expect("ready");
+        ready.split_once(" http=").expect("http").1.trim()
     }
 
     /// What is to be pasted.

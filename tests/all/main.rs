@@ -10,7 +10,6 @@
 
 // The bans of clippy.toml are about the server: here we measure real time and block real threads on purpose.
 #![allow(clippy::disallowed_methods)]
-#![allow(dead_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod corpora;

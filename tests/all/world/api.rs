@@ -17,7 +17,6 @@ pub struct Api {
 pub struct Answer {
     pub asked: String,
     pub status: u16,
-    pub headers: reqwest::header::HeaderMap,
     pub body: Value,
 }
 
@@ -54,10 +53,6 @@ impl Api {
         self.ask("PATCH", path, &[], Some(body)).await.expect("PATCH")
     }
 
-    pub async fn delete(&self, path: &str) -> Answer {
-        self.ask("DELETE", path, &[], None).await.expect("DELETE")
-    }
-
     /// Everything else; an `Err` is a connection that broke, which some tests provoke.
     pub async fn ask(
         &self,
@@ -92,11 +87,11 @@ impl Api {
             request = request.header("Content-Type", kind).body(bytes);
         }
         let response = request.send().await?;
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let status = response.status().as_u16();
         let bytes = response.bytes().await?;
         let body = serde_json::from_slice(&bytes)
             .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
-        Ok(Answer { asked, status, headers, body })
+        Ok(Answer { asked, status, body })
     }
 
     /// The bytes behind a `download_url`, with no key: the URL itself must be enough.

@@ -11,7 +11,7 @@
 //! Records can be added while it runs. Answers may be cached for a second, or for as long as `ttl` says.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, Mutex},
 };
 
@@ -85,19 +85,10 @@ impl Dns {
         }
     }
 
-    /// For how many seconds answers may be cached from now on.
+    /// (For the bench.) For how many seconds answers may be cached from now on.
+    #[allow(dead_code)]
     pub fn ttl(&self, seconds: u32) {
         self.zones.lock().unwrap().ttl = seconds;
-    }
-
-    /// Forgets every record of a name.
-    pub fn remove(&self, name: &str) {
-        self.zones.lock().unwrap().entries.retain(|(n, _)| n != name);
-    }
-
-    /// `1.2.3.4` as the name under which its PTR record is looked up.
-    pub fn reverse(address: IpAddr) -> String {
-        Name::from(address).to_ascii().trim_end_matches('.').to_owned()
     }
 }
 

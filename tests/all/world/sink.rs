@@ -74,6 +74,8 @@ impl Sink {
         self.ledger.lock().unwrap().taken.clone()
     }
 
+    /// (For the bench.)
+    #[allow(dead_code)]
     pub fn count(&self) -> usize {
         self.ledger.lock().unwrap().taken.len()
     }
