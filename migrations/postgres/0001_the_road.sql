@@ -190,6 +190,7 @@ CREATE TABLE work_item (
     waiting_for      TEXT,                       -- reply | review | time
     for_worker       TEXT,                       -- handed off to this worker alone
     parent_key       BIGINT,
+    seen_message     BIGINT,                     -- the last message that its holder has been handed or has answered
     created_at       BIGINT NOT NULL,
     updated_at       BIGINT NOT NULL,
     done_at          BIGINT,

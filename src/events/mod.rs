@@ -74,13 +74,16 @@ pub async fn page(
 ) -> Result<EventPage, EventsError> {
     let deadline = Instant::now() + wait;
     let mut told = floor.store.wakeups().subscribe(Topic::Events);
+    let mut after = after;
     loop {
         told.borrow_and_update();
         let filter = filter.clone();
-        let page = floor.store.read(move |tx| Box::pin(page_now(tx, filter, after, limit))).await?;
+        let page: EventPage =
+            floor.store.read(move |tx| Box::pin(page_now(tx, filter, after, limit))).await?;
         if !page.events.is_empty() || Instant::now() >= deadline {
             return Ok(page);
         }
+        after = Some(page.next_cursor);
         let next_look = (Instant::now() + LOOK_AGAIN).min(deadline);
         let _woken = tokio::time::timeout_at(next_look, told.changed()).await;
     }
@@ -92,13 +95,16 @@ async fn page_now(
     after: Option<i64>,
     limit: i64,
 ) -> Result<EventPage, EventsError> {
-    let oldest = event::bounds(tx).await?.map_or(1, |(oldest, _)| oldest);
+    // Read before the events, so that none between the two is passed over.
+    let (oldest, newest) = event::bounds(tx).await?.unwrap_or((1, 0));
     let after = after.unwrap_or(oldest - 1);
     if after < oldest - 1 {
         return Err(EventsError::Gone { oldest });
     }
     let found = event::after(tx, filter.inbox, after, &filter.types, limit).await?;
-    let next_cursor = found.last().map_or(after, |e| e.cursor);
+    // A page that is not full has looked at everything there was: the next look begins behind it.
+    let seen = if (found.len() as i64) < limit { newest } else { 0 };
+    let next_cursor = found.last().map_or(after, |e| e.cursor).max(seen);
     let mut events = Vec::with_capacity(found.len());
     for event in found {
         events.push(resolve(tx, event).await?);

@@ -61,7 +61,9 @@ pub(super) async fn reserve(
         // Room comes when the release that brought the sum this far leaves the window.
         let leaves = latest.total + recipients - limit;
         let retry_at = match recipients <= limit {
-            true => release::reached(tx, inbox, leaves).await?.map(|released| released + window + 1),
+            true => {
+                release::reached(tx, inbox, leaves, at - window).await?.map(|released| released + window + 1)
+            }
             false => None,
         };
         let say = format!(

@@ -211,6 +211,7 @@ async fn context(
 async fn pass(tx: &mut Tx, job: &Job) -> Result<Outcome, SendError> {
     // The lock first: from here on nobody else changes the inbox, its threads or its limits.
     let inbox = inbox::lock(tx, job.inbox).await?.ok_or(SendError::NotFound)?;
+    tx.reread_clock().await?;
     if let Some(answer) = answered_before(tx, job).await? {
         return Ok(Outcome::Released(answer));
     }
@@ -267,6 +268,10 @@ async fn check_work(tx: &mut Tx, job: &Job, thread: Option<&Thread>) -> Result<O
             let message =
                 "the work item belongs to another thread than the message that is answered".to_owned();
             return Err(SendError::Invalid { field: "work_item_id", message });
+        }
+        let current = thread.filter(|_| job.request.context_version.is_some()).map(|t| t.last_message);
+        if let Some(known) = current.or(job.parent.as_ref().map(|p| p.message_key)) {
+            work::knows(tx, held, known).await?;
         }
         return Ok(None);
     }

@@ -15,6 +15,7 @@ use crate::store::inbox::{self, InboxStatus, MAILBOX_INBOX, MAILBOX_JUNK, Reserv
 use crate::store::list::{self, ListDirection, ListVerdict};
 use crate::store::message::{self, Direction, Message};
 use crate::store::thread::{self, ListedAttachment, MAX_LISTED, Thread};
+use crate::store::work_item::ItemState;
 use crate::store::{StoreError, Tx};
 use crate::verify::verdict::{DmarcPolicy, Source};
 use crate::work::{self, HandedTo};
@@ -63,7 +64,7 @@ pub(super) async fn place(
     }
     let treatment = treat(tx, incoming, &reserved, recipient, &found).await?;
     let message = record_of(incoming, recipient, &reserved, &found, &treatment, tx.now());
-    let thread = grow_thread(tx, &message, &found).await?;
+    let thread = grow_thread(tx, &message, &found, &treatment).await?;
     message::insert(tx, &message).await?;
     body::insert(tx, key, message.message_key, body).await?;
     inbox::place(tx, key, treatment.mailbox, message.message_key, message.modseq).await?;
@@ -77,7 +78,12 @@ pub(super) async fn place(
     if let Some((to, reason)) = treatment.work {
         let item_key = reserved.first + 2;
         let arrived = work::Arrived { inbox: key, thread_key: thread.thread_key, item_key, reason, to };
-        work::raise(tx, arrived).await?;
+        let item = work::raise(tx, arrived).await?;
+        if to == HandedTo::Held && item.state != ItemState::Held {
+            message::set_aside(tx, key, message.message_key).await?;
+        }
+    } else {
+        message::set_aside(tx, key, message.message_key).await?;
     }
     Ok(Placed::Stored(Box::new(message)))
 }
@@ -142,7 +148,7 @@ async fn blocked(
     recipient: &Recipient,
     found: &Found,
 ) -> Result<bool, StoreError> {
-    if recipient.answers.is_some() || recipient.operator {
+    if recipient.operator || incoming.verdict.source == Source::Local && recipient.answers.is_some() {
         return Ok(false);
     }
     let direction = if found.answers_ours { ListDirection::Reply } else { ListDirection::Receive };
@@ -152,9 +158,12 @@ async fn blocked(
     let asked = [author, Address::nobody()];
     let said = list::check(tx, recipient.inbox, direction, &asked).await?;
     let lets_in_anybody = !matches!(said.last(), Some(ListVerdict::NotAllowed { .. }));
+    // A bounce comes from somebody's mail system, which no allow list names; a block holds for it too.
+    let is_bounce = recipient.answers.is_some() && incoming.reverse_path.is_none();
     Ok(match said.first() {
-        Some(ListVerdict::Allowed) => !verified && !lets_in_anybody,
-        Some(ListVerdict::Blocked(_) | ListVerdict::NotAllowed { .. }) => true,
+        Some(ListVerdict::Blocked(_)) => true,
+        Some(ListVerdict::NotAllowed { .. }) => !is_bounce,
+        Some(ListVerdict::Allowed) => !verified && !lets_in_anybody && !is_bounce,
         None => false,
     })
 }
@@ -203,7 +212,12 @@ fn record_of(
 }
 
 /// The thread with the message in it.
-async fn grow_thread(tx: &mut Tx, message: &Message, found: &Found) -> Result<Thread, StoreError> {
+async fn grow_thread(
+    tx: &mut Tx,
+    message: &Message,
+    found: &Found,
+    treatment: &Treatment,
+) -> Result<Thread, StoreError> {
     let now = tx.now();
     let mut thread = match found.join {
         Some(thread_key) => thread::by_key(tx, message.inbox, thread_key)
@@ -216,8 +230,9 @@ async fn grow_thread(tx: &mut Tx, message: &Message, found: &Found) -> Result<Th
     }
     add_to_thread(&mut thread, message, now);
     thread.received_at = Some(now);
-    // Raised by what somebody else says anew, DESIGN.md §3.
-    if found.duplicate_of.is_none() && !found.echo {
+    // Raised by what somebody else says anew, DESIGN.md §3; not by whom a list or DMARC keeps out, who could
+    // otherwise make every answer to the thread stale.
+    if treatment.work.is_some_and(|(to, reason)| to != HandedTo::Held || reason == work::PAUSED.1) {
         thread.context_version += 1;
     }
     thread::put(tx, &thread).await?;

@@ -39,11 +39,16 @@ impl Mail<'_> {
 
 /// As SMTP would bring it, with a DMARC result of our choice.
 async fn arrive_as(test: &TestFloor, mail: Mail<'_>, dmarc: AuthResult) -> Message {
+    arrive_with(test, mail, dmarc, DmarcPolicy::None).await
+}
+
+async fn arrive_with(test: &TestFloor, mail: Mail<'_>, dmarc: AuthResult, policy: DmarcPolicy) -> Message {
     let floor = &test.floor;
     let raw = mail.raw();
     let mut verdict = Verdict::local("x@stranger.example".parse().unwrap());
     verdict.source = crate::verify::verdict::Source::Smtp;
     verdict.dmarc.result = dmarc;
+    verdict.dmarc.policy = policy;
     let author: Option<Address> = mail.from.parse().ok();
     verdict.verified_sender = author.filter(|_| dmarc == AuthResult::Pass);
     let to = "ada@agents.example".parse().unwrap();
@@ -294,4 +299,63 @@ async fn tags_reach_their_user_and_the_operator_gets_postmaster() {
     let elsewhere = "ada@elsewhere.example".parse().unwrap();
     assert_eq!(route(&test.floor, &elsewhere).await.unwrap(), Route::NotOurs);
     assert_eq!(test.floor.clock.now(), START);
+}
+
+#[tokio::test]
+async fn what_comes_while_a_worker_finishes_is_handed_out_again() {
+    let test = TestFloor::new().await;
+    let ada = test.inbox("ada").await;
+    let who = agent(1, ada.key);
+    arrive(&test, Mail::default()).await;
+    let claimed = claim(&test, ada.key, "w").await.remove(0);
+    // The stranger is quick: a second mail, before the worker completes what it saw.
+    arrive(&test, Mail { id: "<2@x>", cites: &["<1@x>"], text: "One more thing", ..Mail::default() }).await;
+    let complete = Action::Complete { reason: None };
+    let id = work_ref(&claimed).item;
+    let item = work::act(&test.floor, &who, id, claimed.item.fence, complete.clone()).await.unwrap();
+    assert_eq!(item.state, ItemState::Available);
+    let again = claim(&test, ada.key, "w").await.remove(0);
+    assert_eq!(again.messages.len(), 1, "the second, not the first again");
+    // Neither does waiting for a reply sleep through one that is already here.
+    arrive(&test, Mail { id: "<3@x>", cites: &["<1@x>"], text: "And this", ..Mail::default() }).await;
+    let wait = Action::Wait { for_reply: true, until: None };
+    let item = work::act(&test.floor, &who, id, again.item.fence, wait).await.unwrap();
+    assert_eq!(item.state, ItemState::Available);
+    let last = claim(&test, ada.key, "w").await.remove(0);
+    let item = work::act(&test.floor, &who, id, last.item.fence, complete).await.unwrap();
+    assert_eq!(item.state, ItemState::Done);
+}
+
+#[tokio::test]
+async fn a_spoofed_copy_neither_mutes_a_thread_nor_reaches_its_worker() {
+    let test = TestFloor::new().await;
+    let ada = test.inbox("ada").await;
+    let asked = arrive(&test, Mail::default()).await;
+    let sent = gate::send(&test.floor, &agent(1, ada.key), ada.key, reply_to(&asked, "Yes")).await.unwrap();
+    // It cites an id that we made, so it joins; DMARC failed under p=quarantine, so it is held.
+    let mut spoofed =
+        arrive_quarantined(&test, Mail { id: "<4@x>", cites: &[&sent.message_id], ..Mail::default() }).await;
+    assert_eq!(spoofed.thread_key, asked.thread_key);
+    assert!(spoofed.labels.contains(&"spam".to_owned()));
+    assert!(claim(&test, ada.key, "w").await.is_empty(), "held");
+    assert_eq!(
+        thread_of(&test, &asked).await.context_version,
+        sent.context_version,
+        "no answer is made stale by it"
+    );
+    arrive(&test, Mail { id: "<5@x>", cites: &["<1@x>"], text: "Thanks", ..Mail::default() }).await;
+    let claimed = claim(&test, ada.key, "w").await.remove(0);
+    assert!(claimed.messages.iter().any(|m| m.rfc_message_id.as_deref() == Some("<5@x>")));
+    // Another one beside a good one is not handed out.
+    spoofed =
+        arrive_quarantined(&test, Mail { id: "<6@x>", cites: &[&sent.message_id], ..Mail::default() }).await;
+    let release = Action::Release { error: None };
+    let id = work_ref(&claimed).item;
+    work::act(&test.floor, &agent(1, ada.key), id, claimed.item.fence, release).await.unwrap();
+    let claimed = claim(&test, ada.key, "w").await.remove(0);
+    assert!(claimed.messages.iter().all(|m| m.message_key != spoofed.message_key));
+}
+
+async fn arrive_quarantined(test: &TestFloor, mail: Mail<'_>) -> Message {
+    arrive_with(test, mail, AuthResult::Fail, DmarcPolicy::Quarantine).await
 }

@@ -138,9 +138,10 @@ fn from_row(row: &Row) -> Result<Event, StoreError> {
     })
 }
 
-/// The first and the last cursor that are kept; `None` for an empty log.
+/// The first and the last cursor that are kept; `None` for an empty log. Two subqueries: SQLite reads the end of
+/// an index for one min or max, and the whole of it for both at once.
 pub async fn bounds(tx: &mut Tx) -> Result<Option<(i64, i64)>, StoreError> {
-    let row = tx.row("SELECT min(cursor), max(cursor) FROM event", &[]).await?;
+    let row = tx.row("SELECT (SELECT min(cursor) FROM event), (SELECT max(cursor) FROM event)", &[]).await?;
     let Some(row) = row else { return Ok(None) };
     Ok(row.get::<Option<i64>>(0)?.zip(row.get::<Option<i64>>(1)?))
 }

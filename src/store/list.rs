@@ -200,18 +200,20 @@ pub async fn check(
         names.push(address.key());
         names.extend(domains_above(address.domain()).map(str::to_owned));
     }
-    // What matches, and one allow entry of each scope, which shows that the scope has any.
+    // What matches, and one allow entry of each scope, which shows that the scope has any. SQLite is told to go
+    // by the names: by itself it walks the list, which may be long, for every message.
     let sql = tx.either(
-        "SELECT pod_key, inbox_key, direction, list_type, entry, entry_type, reason, created_at FROM list_entry
-         WHERE ((pod_key = 0 AND inbox_key = 0) OR (pod_key = $1 AND inbox_key = $2)) AND direction = $3
-           AND entry IN (SELECT value FROM json_each($4))
+        "SELECT l.pod_key, l.inbox_key, l.direction, l.list_type, l.entry, l.entry_type, l.reason, l.created_at
+         FROM json_each($4) AS name CROSS JOIN list_entry AS l
+         WHERE ((l.pod_key = 0 AND l.inbox_key = 0) OR (l.pod_key = $1 AND l.inbox_key = $2)) AND l.direction = $3
+           AND l.list_type IN ('allow', 'block') AND l.entry = name.value
          UNION ALL SELECT * FROM (SELECT pod_key, inbox_key, direction, list_type, '', entry_type, NULL, 0 FROM list_entry
            WHERE pod_key = 0 AND inbox_key = 0 AND direction = $3 AND list_type = 'allow' LIMIT 1)
          UNION ALL SELECT * FROM (SELECT pod_key, inbox_key, direction, list_type, '', entry_type, NULL, 0 FROM list_entry
            WHERE pod_key = $1 AND inbox_key = $2 AND direction = $3 AND list_type = 'allow' LIMIT 1)",
         "SELECT pod_key, inbox_key, direction, list_type, entry, entry_type, reason, created_at FROM list_entry
          WHERE ((pod_key = 0 AND inbox_key = 0) OR (pod_key = $1 AND inbox_key = $2)) AND direction = $3
-           AND entry = ANY (ARRAY(SELECT json_array_elements_text($4::json)))
+           AND list_type IN ('allow', 'block') AND entry = ANY (ARRAY(SELECT json_array_elements_text($4::json)))
          UNION ALL (SELECT pod_key, inbox_key, direction, list_type, ''::text, entry_type, NULL::text, 0::bigint FROM list_entry
            WHERE pod_key = 0 AND inbox_key = 0 AND direction = $3 AND list_type = 'allow' LIMIT 1)
          UNION ALL (SELECT pod_key, inbox_key, direction, list_type, ''::text, entry_type, NULL::text, 0::bigint FROM list_entry

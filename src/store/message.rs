@@ -335,12 +335,27 @@ pub async fn unhandled(
     tx.rows(sql, &args).await?.iter().map(from_row).collect()
 }
 
-/// The work item of the thread is finished: what arrived so far needs no more attention.
-pub(crate) async fn mark_handled(tx: &mut Tx, inbox: InboxKey, thread_key: i64) -> Result<(), StoreError> {
+/// The work item of the thread is finished: what arrived until `until` needs no more attention.
+pub(crate) async fn mark_handled(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    thread_key: i64,
+    until: i64,
+) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE message SET handled = 1
-         WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND handled = 0",
-        &[inbox.pod.into(), inbox.inbox.into(), thread_key.into()],
+         WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND message_key <= $4 AND handled = 0",
+        &[inbox.pod.into(), inbox.inbox.into(), thread_key.into(), until.into()],
+    )
+    .await?;
+    Ok(())
+}
+
+/// A message that makes no work for anybody (blocked, suspect beside good ones, an echo) is never handed out.
+pub(crate) async fn set_aside(tx: &mut Tx, inbox: InboxKey, message_key: i64) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE message SET handled = 1 WHERE pod_key = $1 AND inbox_key = $2 AND message_key = $3",
+        &[inbox.pod.into(), inbox.inbox.into(), message_key.into()],
     )
     .await?;
     Ok(())

@@ -184,6 +184,17 @@ impl Tx {
         self.now
     }
 
+    /// Reads the clock again: after a wait for a lock, the start of the transaction may be long ago.
+    pub async fn reread_clock(&mut self) -> Result<(), StoreError> {
+        if self.is_postgres() {
+            let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+            if let Some(row) = self.row(sql, &[]).await? {
+                self.now = row.get(0)?;
+            }
+        }
+        Ok(())
+    }
+
     pub fn is_postgres(&self) -> bool {
         matches!(self.connection, Connection::Postgres(_))
     }

@@ -12,6 +12,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgRow};
 use sqlx::{Arguments, Column, Row as _, TypeInfo, ValueRef};
@@ -113,7 +114,11 @@ impl Postgres {
             Err(failure) if failure.broken => return Attempt::Again(failure.error.into()),
             Err(failure) => return Attempt::Done(Err(failure.error.into())),
         };
-        let outcome = f(&mut tx).await;
+        // A closure that panics must not give its open transaction back to the pool.
+        let Ok(outcome) = std::panic::AssertUnwindSafe(f(&mut tx)).catch_unwind().await else {
+            discard(tx);
+            return Attempt::Done(Err(StoreError::Statement("a closure panicked".to_owned()).into()));
+        };
         let value = match outcome {
             Ok(value) => value,
             Err(e) => {

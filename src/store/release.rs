@@ -36,13 +36,18 @@ pub(crate) async fn total_until(tx: &mut Tx, inbox: InboxKey, cutoff: Millis) ->
     row.map_or(Ok(0), |row| row.get(0))
 }
 
-/// When the release was made that brought the sum to `total`.
-pub(crate) async fn reached(tx: &mut Tx, inbox: InboxKey, total: i64) -> Result<Option<Millis>, StoreError> {
+/// When the release was made, after `since`, that brought the sum to `total`.
+pub(crate) async fn reached(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    total: i64,
+    since: Millis,
+) -> Result<Option<Millis>, StoreError> {
     let row = tx
         .row(
             "SELECT released_at FROM release WHERE pod_key = $1 AND inbox_key = $2 AND total >= $3
-             ORDER BY released_at, release_key LIMIT 1",
-            &[inbox.pod.into(), inbox.inbox.into(), total.into()],
+               AND released_at > $4 ORDER BY released_at, release_key LIMIT 1",
+            &[inbox.pod.into(), inbox.inbox.into(), total.into(), since.into()],
         )
         .await?;
     row.map(|row| row.get(0)).transpose()

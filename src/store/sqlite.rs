@@ -88,7 +88,8 @@ impl Sqlite {
             }
         });
         self.writer.send(job).await.map_err(|_| StoreError::Closed)?;
-        answered.await.map_err(|_| StoreError::Closed)?
+        // Dropped unanswered: its group could not begin, or was lost. Another time it may do.
+        answered.await.map_err(|_| StoreError::Unavailable("the transaction was not run".to_owned()))?
     }
 
     pub(super) async fn read<T, E, F>(&self, f: F) -> Result<T, E>
@@ -259,7 +260,7 @@ impl Writer {
     }
 }
 
-/// Answers a job that never ran: dropping it closes its channel, which its asker reads as `Closed`.
+/// Answers a job that never ran: dropping it closes its channel, which its asker reads as `Unavailable`.
 fn refuse(job: WriteJob) -> Answer {
     drop(job);
     Box::new(|_| ())

@@ -265,10 +265,12 @@ pub(crate) async fn by_subject(
 ) -> Result<Option<i64>, StoreError> {
     let row = tx
         .row(
-            "SELECT p.thread_key FROM participant p
-             JOIN thread t ON t.pod_key = p.pod_key AND t.inbox_key = p.inbox_key AND t.thread_key = p.thread_key
-             WHERE p.pod_key = $1 AND p.inbox_key = $2 AND p.address = $3 AND p.last_at >= $4 AND t.base_subject = $5
-             ORDER BY p.last_at DESC LIMIT 1",
+            "SELECT p.thread_key FROM (
+                 SELECT thread_key, last_at FROM participant
+                 WHERE pod_key = $1 AND inbox_key = $2 AND address = $3 AND last_at >= $4
+                 ORDER BY last_at DESC LIMIT 200) AS p
+             JOIN thread t ON t.pod_key = $1 AND t.inbox_key = $2 AND t.thread_key = p.thread_key
+             WHERE t.base_subject = $5 ORDER BY p.last_at DESC LIMIT 1",
             &[inbox.pod.into(), inbox.inbox.into(), address.into(), since.into(), base_subject.into()],
         )
         .await?;

@@ -65,6 +65,8 @@ pub struct WorkItem {
     pub waiting_for: Option<String>,
     pub for_worker: Option<String>,
     pub parent_key: Option<i64>,
+    /// The last message that the holder was handed, or showed to know; what came later is news.
+    pub seen_message: Option<i64>,
     pub created_at: Millis,
     pub updated_at: Millis,
     pub done_at: Option<Millis>,
@@ -80,7 +82,7 @@ macro_rules! columns {
     () => {
         "pod_key, inbox_key, item_key, thread_key, state, reason, priority, attempts, last_error, fence, lease_key_id,
          worker, lease_expires_at, leased_at, available_at, waiting_for, for_worker, parent_key, created_at,
-         updated_at, done_at"
+         updated_at, done_at, seen_message"
     };
 }
 
@@ -115,6 +117,7 @@ fn from_row(row: &Row) -> Result<WorkItem, StoreError> {
         created_at: row.get(18)?,
         updated_at: row.get(19)?,
         done_at: row.get(20)?,
+        seen_message: row.get(21)?,
     })
 }
 
@@ -126,14 +129,14 @@ pub async fn put(tx: &mut Tx, item: &WorkItem) -> Result<(), StoreError> {
             "INSERT INTO work_item (",
             columns!(),
             ", open) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
-                     $21, $22)
+                     $21, $22, $23)
              ON CONFLICT (pod_key, inbox_key, item_key) DO UPDATE SET
                  state = excluded.state, reason = excluded.reason, priority = excluded.priority,
                  attempts = excluded.attempts, last_error = excluded.last_error, fence = excluded.fence,
                  lease_key_id = excluded.lease_key_id, worker = excluded.worker,
                  lease_expires_at = excluded.lease_expires_at, leased_at = excluded.leased_at,
                  available_at = excluded.available_at, waiting_for = excluded.waiting_for,
-                 for_worker = excluded.for_worker, updated_at = excluded.updated_at, done_at = excluded.done_at,
+                 for_worker = excluded.for_worker, seen_message = excluded.seen_message, updated_at = excluded.updated_at, done_at = excluded.done_at,
                  open = excluded.open"
         ),
         &[
@@ -158,6 +161,7 @@ pub async fn put(tx: &mut Tx, item: &WorkItem) -> Result<(), StoreError> {
             item.created_at.into(),
             item.updated_at.into(),
             item.done_at.into(),
+            item.seen_message.into(),
             (item.state != ItemState::Done).into(),
         ],
     )

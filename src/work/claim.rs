@@ -100,20 +100,25 @@ async fn claim_now(
                 expires_at: now + request.lease_seconds * SECOND,
                 since: now,
             };
+            let (thread, messages) = context(tx, &item).await?;
+            // Beyond a handful, the rest is handed out with the next claim.
+            let all = (messages.len() as i64) < MESSAGES_WITH_ITEM;
+            let last = messages.last().map_or(thread.last_message, |m| m.message_key);
+            item.seen_message = Some(if all { last.max(thread.last_message) } else { last });
             grant(&mut item, now, lease);
             record(tx, &mut item).await?;
-            claimed.push(with_context(tx, item).await?);
+            claimed.push(Claimed { item, thread, messages });
         }
     }
     Ok(claimed)
 }
 
-async fn with_context(tx: &mut Tx, item: WorkItem) -> Result<Claimed, StoreError> {
+async fn context(tx: &mut Tx, item: &WorkItem) -> Result<(Thread, Vec<Message>), StoreError> {
     let thread = thread::by_key(tx, item.inbox, item.thread_key)
         .await?
         .ok_or_else(|| StoreError::Damaged(format!("work item {} without its thread", item.id())))?;
     let messages = message::unhandled(tx, item.inbox, item.thread_key, MESSAGES_WITH_ITEM).await?;
-    Ok(Claimed { item, thread, messages })
+    Ok((thread, messages))
 }
 
 /// The client was gone before it heard of its claim: the item is as it was, and no attempt is counted.

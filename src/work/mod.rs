@@ -24,7 +24,7 @@ use crate::store::{StoreError, Tx};
 pub use claim::{ClaimRequest, Claimed, MAX_CLAIM, claim, unclaim};
 
 pub use raise::resume;
-pub(crate) use raise::{Arrived, HandedTo, PAUSED, answered, raise};
+pub(crate) use raise::{Arrived, HandedTo, PAUSED, answered, knows, raise};
 
 /// Lease lengths in seconds, DESIGN.md §6; 12 hours is SQS's cap as well.
 pub const LEASE_SECONDS: std::ops::RangeInclusive<i64> = 5..=43_200;
@@ -134,11 +134,12 @@ async fn apply(tx: &mut Tx, mut item: WorkItem, action: Action) -> Result<WorkIt
         Action::Release { error: None } => make_available(&mut item, now, "released"),
         Action::Release { error: Some(error) } => fail(&mut item, now, error),
         Action::Wait { for_reply, until } => {
-            item.state = ItemState::Waiting;
-            item.waiting_for = Some(if for_reply { "reply" } else { "time" }.to_owned());
-            item.available_at = until.unwrap_or(Millis::MAX);
-            item.lease = None;
-            message::mark_handled(tx, item.inbox, item.thread_key).await?;
+            if !leaves_news(tx, &mut item).await? {
+                item.state = ItemState::Waiting;
+                item.waiting_for = Some(if for_reply { "reply" } else { "time" }.to_owned());
+                item.available_at = until.unwrap_or(Millis::MAX);
+                item.lease = None;
+            }
         }
         Action::Escalate { reason } => {
             item.state = ItemState::NeedsHuman;
@@ -154,13 +155,29 @@ async fn apply(tx: &mut Tx, mut item: WorkItem, action: Action) -> Result<WorkIt
     Ok(item)
 }
 
-/// Done: what arrived so far is handled, and new mail opens a new item.
+/// Done, and new mail opens a new item; unless mail came that the holder has not seen.
 pub(crate) async fn finish(tx: &mut Tx, item: &mut WorkItem, reason: &str) -> Result<(), StoreError> {
+    if leaves_news(tx, item).await? {
+        return Ok(());
+    }
     item.state = ItemState::Done;
     item.reason = reason.to_owned();
     item.lease = None;
     item.done_at = Some(tx.now());
-    message::mark_handled(tx, item.inbox, item.thread_key).await
+    Ok(())
+}
+
+/// Marks what the holder has seen as handled. True where something came meanwhile: then the item is available
+/// again, whatever the holder thinks of it, since nobody has looked at that yet.
+async fn leaves_news(tx: &mut Tx, item: &mut WorkItem) -> Result<bool, StoreError> {
+    let until = item.seen_message.unwrap_or(i64::MAX);
+    message::mark_handled(tx, item.inbox, item.thread_key, until).await?;
+    let news = !message::unhandled(tx, item.inbox, item.thread_key, 1).await?.is_empty();
+    if news {
+        let now = tx.now();
+        make_available(item, now, "reply");
+    }
+    Ok(news)
 }
 
 /// Writes a changed item and tells the log.
@@ -239,7 +256,10 @@ pub async fn override_item(
                         item.attempts = 0;
                         make_available(&mut item, now, "requeued");
                     }
-                    (Override::Discard, _) => finish(tx, &mut item, "discarded").await?,
+                    (Override::Discard, _) => {
+                        item.seen_message = None;
+                        finish(tx, &mut item, "discarded").await?;
+                    }
                 }
                 record(tx, &mut item).await?;
                 Ok(item)

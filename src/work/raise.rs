@@ -52,6 +52,11 @@ pub(crate) async fn raise(tx: &mut Tx, arrived: Arrived) -> Result<WorkItem, Sto
             make_available(&mut item, now, arrived.reason);
             record(tx, &mut item).await?;
         }
+        // One suspect copy does not mute what is good; the pause of an inbox ends by itself.
+        ItemState::Held if arrived.to == HandedTo::Workers && item.reason != INBOX_PAUSED => {
+            make_available(&mut item, now, arrived.reason);
+            record(tx, &mut item).await?;
+        }
         ItemState::Dead if arrived.to == HandedTo::Workers => {
             item.attempts = 0;
             make_available(&mut item, now, arrived.reason);
@@ -83,6 +88,7 @@ fn open(arrived: &Arrived, now: Millis) -> WorkItem {
         waiting_for: None,
         for_worker: None,
         parent_key: None,
+        seen_message: None,
         created_at: now,
         updated_at: now,
         done_at: None,
@@ -91,8 +97,18 @@ fn open(arrived: &Arrived, now: Millis) -> WorkItem {
 
 /// A reply without a fence into a thread whose item nobody holds: the item is done (`answered`).
 pub(crate) async fn answered(tx: &mut Tx, mut item: WorkItem) -> Result<(), StoreError> {
+    item.seen_message = None;
     finish(tx, &mut item, "answered").await?;
     record(tx, &mut item).await
+}
+
+/// The holder answers `message_key`, or writes against the thread as it is: it knows what came until then.
+pub(crate) async fn knows(tx: &mut Tx, mut item: WorkItem, message_key: i64) -> Result<(), StoreError> {
+    if item.seen_message.is_some_and(|seen| seen < message_key) {
+        item.seen_message = Some(message_key);
+        work_item::put(tx, &item).await?;
+    }
+    Ok(())
 }
 
 /// The inbox is active again: what was held because it was not is handed out.

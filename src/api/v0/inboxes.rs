@@ -451,17 +451,19 @@ async fn update(
         }
         check_metadata(metadata).map_err(|why| Problem::field(&["metadata"], why))?;
     }
-    if inbox.status == InboxStatus::Paused && status == Some(InboxStatus::Active) {
-        // Whoever paused an agent does not want it to wake itself.
-        caller.require_admin("A paused inbox")?;
-    }
+    let resumes = caller.require_admin("A paused inbox");
     let request = Arc::new(request);
     let actor = caller.0.actor();
     let changed = floor.store.write(move |tx| {
-        let (request, actor) = (request.clone(), actor.clone());
+        let (request, actor, resumes) = (request.clone(), actor.clone(), resumes.clone());
         Box::pin(async move {
             let Some(mut inbox) = inbox::lock(tx, key).await? else { return Ok(None) };
             let was = inbox.status;
+            if was == InboxStatus::Paused && status == Some(InboxStatus::Active) {
+                // Whoever paused an agent does not want it to wake itself; asked under the lock, so that it
+                // cannot race the pause.
+                resumes?;
+            }
             change(&mut inbox, &request, status)?;
             inbox::update(tx, &inbox).await?;
             if was == InboxStatus::Paused && inbox.status == InboxStatus::Active {

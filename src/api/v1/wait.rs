@@ -83,7 +83,7 @@ async fn wait(
 
 /// Finishes the work item that the message raised, if nobody holds it: its holder would be surprised.
 async fn finish(floor: &Arc<Floor>, message: &Message) -> Answer<()> {
-    let (key, thread_key) = (message.inbox, message.thread_key);
+    let (key, thread_key, message_key) = (message.inbox, message.thread_key, message.message_key);
     let finished = floor.store.write(move |tx| {
         Box::pin(async move {
             if inbox::lock(tx, key).await?.is_none() {
@@ -92,6 +92,7 @@ async fn finish(floor: &Arc<Floor>, message: &Message) -> Answer<()> {
             if let Some(mut item) = work_item::latest_of_thread(tx, key, thread_key).await?
                 && item.state == ItemState::Available
             {
+                item.seen_message = Some(message_key);
                 work::finish(tx, &mut item, "waited_for").await?;
                 work::record(tx, &mut item).await?;
             }
