@@ -30,8 +30,8 @@ pub(super) struct Entry {
     pub(super) complains: bool,
 }
 
-/// Writes results until every sender is gone.
-pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut results: mpsc::Receiver<Entry>) {
+/// Writes results until every sender is gone; `true` when all of them are written.
+pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut results: mpsc::Receiver<Entry>) -> bool {
     let mut group = Vec::with_capacity(GROUP);
     while results.recv_many(&mut group, GROUP).await > 0 {
         let batch = Arc::new(std::mem::take(&mut group));
@@ -52,7 +52,7 @@ pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut results: mpsc::R
                 .await;
             match written {
                 Ok(()) => break,
-                Err(StoreError::Closed) => return,
+                Err(StoreError::Closed) => return false,
                 Err(error) => {
                     if !std::mem::replace(&mut told, true) {
                         tracing::error!(%error, "results of deliveries cannot be written; trying on");
@@ -62,6 +62,7 @@ pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut results: mpsc::R
             }
         }
     }
+    true
 }
 
 async fn write(tx: &mut Tx, node: &str, entry: &Entry) -> Result<(), StoreError> {

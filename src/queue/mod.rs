@@ -77,13 +77,30 @@ pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
         more: true,
         left_out: 0,
         next_due: None,
-        floor,
+        floor: floor.clone(),
         name: name.into(),
-        node,
+        node: node.clone(),
     };
     queue.work(shutdown).await;
-    // The last sender of results went with the queue, so the ledger writes what it has and ends.
-    let _ = ledger.await;
+    // The last sender of results went with the queue, so the ledger writes what it has and ends. Only then may
+    // others take what this node still holds: before, they would take what is delivered and not yet written.
+    if ledger.await.is_ok_and(|complete| complete) {
+        forget(&floor, node).await;
+    }
+}
+
+/// This node is gone, and nothing of it is still to be written.
+async fn forget(floor: &Floor, node: Arc<str>) {
+    let forgotten: Result<(), StoreError> = floor
+        .store
+        .write(move |tx| {
+            let node = node.clone();
+            Box::pin(async move { delivery::forget_nodes(tx, Some(&node), 0).await })
+        })
+        .await;
+    if let Err(error) = forgotten {
+        tracing::debug!(%error, "the node's row stays until it is stale");
+    }
 }
 
 /// The node's name, kept in its data folder (which is locked: one process at a time has it). A node whose folder
@@ -329,18 +346,6 @@ impl Queue {
             }
         }
         self.workshop.relay.pool.close();
-        let node = self.node.clone();
-        let forgotten: Result<(), StoreError> = self
-            .floor
-            .store
-            .write(move |tx| {
-                let node = node.clone();
-                Box::pin(async move { delivery::forget_nodes(tx, Some(&node), 0).await })
-            })
-            .await;
-        if let Err(error) = forgotten {
-            tracing::debug!(%error, "the node's row stays until it is stale");
-        }
     }
 
     /// In the background, as one of the queue's own tasks: they were not tried, so nothing is marked.
