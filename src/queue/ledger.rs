@@ -17,8 +17,9 @@ use crate::store::{StoreError, Tx, suppression};
 
 /// Results in one transaction.
 const GROUP: usize = 200;
-/// Between two tries to write while the database is away.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Between two tries to write while the database is away: doubled each time, up to the second.
+const PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
 /// One recipient's result, decided and ready to be written.
 #[derive(Debug, Clone)]
@@ -30,12 +31,13 @@ pub(super) struct Entry {
     pub(super) complains: bool,
 }
 
-/// Writes results until every sender is gone; `true` when all of them are written.
+/// Writes results until every sender is gone; `true` when all of them are written. A result is tried until it is
+/// written: only a store that is closed ends it before, and then the queue ends too.
 pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut results: mpsc::Receiver<Entry>) -> bool {
     let mut group = Vec::with_capacity(GROUP);
     while results.recv_many(&mut group, GROUP).await > 0 {
         let batch = Arc::new(std::mem::take(&mut group));
-        let mut told = false;
+        let mut pause = PAUSE;
         loop {
             let (batch, node) = (batch.clone(), node.clone());
             let written: Result<(), StoreError> = floor
@@ -54,10 +56,11 @@ pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut results: mpsc::R
                 Ok(()) => break,
                 Err(StoreError::Closed) => return false,
                 Err(error) => {
-                    if !std::mem::replace(&mut told, true) {
+                    if pause == PAUSE || !error.is_temporary() {
                         tracing::error!(%error, "results of deliveries cannot be written; trying on");
                     }
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
         }

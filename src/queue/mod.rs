@@ -51,7 +51,8 @@ const DEAD_AFTER: Millis = 60_000;
 /// Results on their way to the ledger.
 const RESULTS: usize = 1_024;
 
-/// Delivers until `shutdown`; returns early only when the DKIM keys cannot be opened.
+/// Delivers until `shutdown`; returns early only when the DKIM keys cannot be opened, or when results can no
+/// longer be written: then the server must stop, and whoever starts next takes back what was under way.
 pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
     let signers = match Signers::load(&floor.store, &floor.secrets, &floor.config.domains).await {
         Ok(signers) => signers,
@@ -155,17 +156,19 @@ impl Queue {
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut recovered = false;
-        loop {
+        let results = self.workshop.results.clone();
+        let complete = loop {
             self.start_parcels();
             self.claim_if_worth_it(recovered);
             let sleep = self.sleep();
             tokio::select! {
-                () = shutdown.cancelled() => break,
+                () = shutdown.cancelled() => break true,
+                () = results.closed() => break false,
                 Some(done) = self.tasks.join_next_with_id() => self.take(done),
                 changed = wakes.changed(), if !self.more => {
                     self.more = true;
                     if changed.is_err() {
-                        break;
+                        break true;
                     }
                 }
                 () = tokio::time::sleep(sleep), if !self.more && !self.claiming => self.more = true,
@@ -174,6 +177,12 @@ impl Queue {
                     self.workshop.relay.pool.sweep();
                 }
             }
+        };
+        drop(results);
+        if !complete {
+            tracing::error!("results of deliveries are not written any more: the queue stops");
+            // What they come to could not be kept.
+            self.tasks.abort_all();
         }
         self.stop().await;
     }
