@@ -146,7 +146,7 @@ CREATE TABLE message (
     updated_at      BIGINT NOT NULL,
     PRIMARY KEY (pod_key, inbox_key, message_key)
 );
-CREATE INDEX message_rfc_id ON message (pod_key, inbox_key, rfc_message_id);
+CREATE INDEX message_rfc_id ON message (pod_key, inbox_key, rfc_message_id, message_key);
 CREATE INDEX message_thread ON message (pod_key, inbox_key, thread_key, message_key);
 
 -- Cited Message-IDs that are not in the inbox: their message may still arrive, or be cited by others too.

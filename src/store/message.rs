@@ -402,14 +402,15 @@ pub(crate) async fn cited(tx: &mut Tx, inbox: InboxKey, ids: &[String]) -> Resul
     if ids.is_empty() {
         return Ok(Vec::new());
     }
+    // The plus keeps the planners from walking the whole inbox in the order that is asked for.
     let sql = tx.either(
         "SELECT rfc_message_id, message_key, thread_key, direction, body_hash, duplicate_of FROM message
          WHERE pod_key = $1 AND inbox_key = $2 AND rfc_message_id IN (SELECT value FROM json_each($3))
-         ORDER BY message_key LIMIT 500",
+         ORDER BY +message_key LIMIT 500",
         "SELECT rfc_message_id, message_key, thread_key, direction, body_hash, duplicate_of FROM message
          WHERE pod_key = $1 AND inbox_key = $2
            AND rfc_message_id = ANY (ARRAY(SELECT json_array_elements_text($3::json)))
-         ORDER BY message_key LIMIT 500",
+         ORDER BY +message_key LIMIT 500",
     );
     let args = [inbox.pod.into(), inbox.inbox.into(), to_json(&ids)?.into()];
     let rows = tx.rows(sql, &args).await?;
