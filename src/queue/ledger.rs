@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::address::Address;
 use crate::deliver::outcome::{Fate, Outcome};
@@ -31,14 +31,28 @@ pub(super) struct Entry {
     pub(super) complains: bool,
 }
 
+/// What the ledger is told.
+pub(super) enum Note {
+    Result(Box<Entry>),
+    /// Answered once everything told before is written.
+    Written(oneshot::Sender<()>),
+}
+
 /// Writes results until every sender is gone; `true` when all of them are written. A result is tried until it is
 /// written: only a store that is closed ends it before, and then the queue ends too.
-pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut results: mpsc::Receiver<Entry>) -> bool {
+pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut notes: mpsc::Receiver<Note>) -> bool {
     let mut group = Vec::with_capacity(GROUP);
-    while results.recv_many(&mut group, GROUP).await > 0 {
-        let batch = Arc::new(std::mem::take(&mut group));
+    while notes.recv_many(&mut group, GROUP).await > 0 {
+        let (mut batch, mut asked) = (Vec::with_capacity(group.len()), Vec::new());
+        for note in group.drain(..) {
+            match note {
+                Note::Result(entry) => batch.push(entry),
+                Note::Written(answer) => asked.push(answer),
+            }
+        }
+        let batch = Arc::new(batch);
         let mut pause = PAUSE;
-        loop {
+        while !batch.is_empty() {
             let (batch, node) = (batch.clone(), node.clone());
             let written: Result<(), StoreError> = floor
                 .store
@@ -63,6 +77,10 @@ pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut results: mpsc::R
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
+        }
+        for answer in asked {
+            // Who asked and is gone does not need to know.
+            let _ = answer.send(());
         }
     }
     true

@@ -6,6 +6,8 @@
 //! - Rows of one message for one domain travel together; destinations take turns (`plan.rs`); memory is bounded
 //!   by rows held and by the octets of opened letters.
 //! - It sleeps until a release wakes it or the next row is due; a lost wake-up costs seconds, never mail.
+//! - A claim whose outcome is unknown may have left rows `attempting` that nobody tries: then nothing new is
+//!   claimed until everything under way is written, and what is left is taken back (`mend`).
 //! - Stopping: nothing new is claimed, what waits is given back untouched, what is under way finishes.
 //!
 //! RFC 5321 §4.5.4.1 (sending strategy).
@@ -18,7 +20,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -74,7 +76,8 @@ pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
         plan: Plan::new(),
         tasks: JoinSet::new(),
         under_way: HashMap::new(),
-        claiming: false,
+        claiming: None,
+        stranded: None,
         more: true,
         left_out: 0,
         next_due: None,
@@ -128,8 +131,11 @@ struct Queue {
     plan: Plan<Parcel>,
     tasks: JoinSet<Done>,
     /// The parcel of each task, so that one that panics frees its place.
-    under_way: HashMap<Id, (String, usize)>,
-    claiming: bool,
+    under_way: HashMap<Id, UnderWay>,
+    /// The task that claims.
+    claiming: Option<Id>,
+    /// There may be rows `attempting` of which this process does not know.
+    stranded: Option<Stranded>,
     /// There may be rows that are due and not claimed.
     more: bool,
     /// How many destinations the last claim left out, because their parcels still wait.
@@ -138,9 +144,26 @@ struct Queue {
     next_due: Option<Millis>,
 }
 
+/// A parcel that a task delivers.
+struct UnderWay {
+    domain: String,
+    rows: Vec<Delivery>,
+}
+
+/// Whether rows that nobody knows of may have been dialled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stranded {
+    Untried,
+    Dialled,
+}
+
 enum Done {
     Claimed(Result<Claimed, StoreError>),
     Back(Back),
+    GivenBack(Result<(), StoreError>),
+    /// The results of a parcel that panicked are with the ledger.
+    Reported,
+    TakenBack(Result<u64, StoreError>),
 }
 
 struct Claimed {
@@ -158,6 +181,7 @@ impl Queue {
         let mut recovered = false;
         let results = self.workshop.results.clone();
         let complete = loop {
+            self.mend();
             self.start_parcels();
             self.claim_if_worth_it(recovered);
             let sleep = self.sleep();
@@ -171,7 +195,7 @@ impl Queue {
                         break true;
                     }
                 }
-                () = tokio::time::sleep(sleep), if !self.more && !self.claiming => self.more = true,
+                () = tokio::time::sleep(sleep), if !self.more && self.claiming.is_none() => self.more = true,
                 _ = beat.tick() => {
                     recovered |= self.beat(recovered).await;
                     self.workshop.relay.pool.sweep();
@@ -232,20 +256,20 @@ impl Queue {
     }
 
     fn start_parcels(&mut self) {
-        while let Some((parcel, rows)) = self.plan.next() {
+        while let Some((parcel, _)) = self.plan.next() {
             let workshop = self.workshop.clone();
-            let domain = parcel.domain.clone();
+            let under_way = UnderWay { domain: parcel.domain.clone(), rows: parcel.deliveries.clone() };
             let task = self.tasks.spawn(async move { Done::Back(workshop.deliver(parcel).await) });
-            self.under_way.insert(task.id(), (domain, rows));
+            self.under_way.insert(task.id(), under_way);
         }
     }
 
     fn claim_if_worth_it(&mut self, recovered: bool) {
         let room = self.plan.room();
-        if !recovered || self.claiming || !self.more || (room < WORTH_A_CLAIM && !self.plan.is_idle()) {
+        let waits = self.claiming.is_some() || self.stranded.is_some();
+        if !recovered || waits || !self.more || (room < WORTH_A_CLAIM && !self.plan.is_idle()) {
             return;
         }
-        self.claiming = true;
         self.more = false;
         let limit = room.min(CLAIM);
         let busy = self.plan.busy();
@@ -257,44 +281,98 @@ impl Queue {
             (false, _) => Some(GATHER_LONGER),
         };
         let (floor, node) = (self.floor.clone(), self.node.clone());
-        self.tasks.spawn(async move {
+        let task = self.tasks.spawn(async move {
             if let Some(gather) = gather {
                 tokio::time::sleep(gather).await;
             }
             Done::Claimed(claim(&floor, &node, limit, busy).await)
+        });
+        self.claiming = Some(task.id());
+    }
+
+    fn strand(&mut self, stranded: Stranded) {
+        self.stranded = self.stranded.max(Some(stranded));
+    }
+
+    /// Takes back rows that this process has and does not know of: once nothing is under way, and every result
+    /// is written, they are all that it has.
+    fn mend(&mut self) {
+        let Some(stranded) = self.stranded else { return };
+        let waiting = self.plan.take_waiting();
+        self.give_back(waiting.into_iter().flat_map(|parcel| parcel.deliveries).collect());
+        if !self.tasks.is_empty() {
+            return;
+        }
+        let (floor, node, results) = (self.floor.clone(), self.node.clone(), self.workshop.results.clone());
+        self.tasks.spawn(async move {
+            let (answer, written) = oneshot::channel();
+            if results.send(ledger::Note::Written(answer)).await.is_err() || written.await.is_err() {
+                return Done::TakenBack(Err(StoreError::Closed));
+            }
+            let dialled = stranded == Stranded::Dialled;
+            let taken = floor.store.write(move |tx| {
+                let node = node.clone();
+                Box::pin(async move { delivery::take_back(tx, &node, dialled).await })
+            });
+            let taken = taken.await;
+            if taken.is_err() {
+                tokio::time::sleep(AFTER_AN_ERROR).await;
+            }
+            Done::TakenBack(taken)
         });
     }
 
     fn take(&mut self, done: Result<(Id, Done), tokio::task::JoinError>) {
         match done {
             Ok((_, Done::Claimed(claimed))) => {
-                self.claiming = false;
+                self.claiming = None;
                 self.take_claimed(claimed);
             }
             Ok((id, Done::Back(back))) => {
                 self.parcel_is_back(id, back.reached);
-                if !back.untried.is_empty() {
-                    self.give_back(back.untried);
-                }
+                self.give_back(back.untried);
             }
-            Err(error) if error.is_panic() => {
-                tracing::error!(%error, "a delivery panicked; its rows are tried again after a restart");
-                if self.under_way.contains_key(&error.id()) {
-                    self.parcel_is_back(error.id(), false);
-                } else {
-                    self.claiming = false;
-                }
+            Ok((_, Done::GivenBack(Ok(())) | Done::Reported)) => self.more = true,
+            Ok((_, Done::GivenBack(Err(error)))) => {
+                tracing::warn!(%error, "rows could not be given back");
+                self.strand(Stranded::Untried);
             }
-            Err(_) => {}
+            Ok((_, Done::TakenBack(Ok(rows)))) => {
+                tracing::warn!(rows, "deliveries that were claimed and not known of are due again");
+                self.stranded = None;
+                self.more = true;
+            }
+            Ok((_, Done::TakenBack(Err(error)))) => {
+                tracing::error!(%error, "deliveries that may be claimed and not known of cannot be taken back");
+            }
+            Err(error) => self.take_failed(&error),
         }
     }
 
-    fn parcel_is_back(&mut self, id: Id, reached: bool) {
-        if let Some((domain, rows)) = self.under_way.remove(&id) {
-            self.plan.done(&domain, rows, reached);
-            // A destination that was left out has nothing waiting any more: its other rows may come.
-            self.more |= self.plan.busy().len() < self.left_out;
+    /// A task panicked.
+    fn take_failed(&mut self, error: &tokio::task::JoinError) {
+        tracing::error!(%error, "a task of the queue panicked");
+        let id = error.id();
+        if self.claiming == Some(id) {
+            self.claiming = None;
+            self.strand(Stranded::Untried);
+        } else if let Some(under_way) = self.parcel_is_back(id, false) {
+            let workshop = self.workshop.clone();
+            self.tasks.spawn(async move {
+                workshop.panicked(under_way.rows).await;
+                Done::Reported
+            });
+        } else {
+            self.strand(Stranded::Dialled);
         }
+    }
+
+    fn parcel_is_back(&mut self, id: Id, reached: bool) -> Option<UnderWay> {
+        let under_way = self.under_way.remove(&id)?;
+        self.plan.done(&under_way.domain, under_way.rows.len(), reached);
+        // A destination that was left out has nothing waiting any more: its other rows may come.
+        self.more |= self.plan.busy().len() < self.left_out;
+        Some(under_way)
     }
 
     fn take_claimed(&mut self, claimed: Result<Claimed, StoreError>) {
@@ -302,6 +380,9 @@ impl Queue {
             Ok(claimed) => claimed,
             Err(error) => {
                 tracing::error!(%error, "deliveries cannot be claimed");
+                if matches!(error, StoreError::Unknown(_) | StoreError::Storage(_)) {
+                    self.strand(Stranded::Untried);
+                }
                 let soon = i64::try_from(AFTER_AN_ERROR.as_millis()).unwrap_or(1_000);
                 self.next_due = Some(self.floor.clock.now() + soon);
                 return;
@@ -351,7 +432,11 @@ impl Queue {
                 Ok(Done::Back(back)) => self.give_back(back.untried),
                 // Claimed a moment before the stop.
                 Ok(Done::Claimed(Ok(claimed))) => self.give_back(claimed.rows),
-                Ok(Done::Claimed(Err(_))) | Err(_) => {}
+                Ok(Done::GivenBack(Err(error))) => {
+                    tracing::warn!(%error, "rows could not be given back; the next start recovers them");
+                }
+                Ok(Done::Claimed(Err(_)) | Done::GivenBack(Ok(())) | Done::Reported | Done::TakenBack(_))
+                | Err(_) => {}
             }
         }
         self.workshop.relay.pool.close();
@@ -376,10 +461,7 @@ impl Queue {
                     })
                 })
                 .await;
-            if let Err(error) = outcome {
-                tracing::warn!(%error, "rows could not be given back; the next start recovers them");
-            }
-            Done::Back(Back { reached: true, untried: Vec::new() })
+            Done::GivenBack(outcome)
         });
     }
 }

@@ -110,6 +110,7 @@ impl<P> Plan<P> {
                 all.push(parcel);
             }
         }
+        self.lanes.retain(|_, lane| lane.running > 0);
         all
     }
 }

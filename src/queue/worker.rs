@@ -34,7 +34,7 @@ pub(super) struct Parcel {
 pub(super) struct Workshop {
     pub(super) floor: Arc<Floor>,
     pub(super) relay: Relay,
-    pub(super) results: mpsc::Sender<ledger::Entry>,
+    pub(super) results: mpsc::Sender<ledger::Note>,
     pub(super) stop: CancellationToken,
 }
 
@@ -66,6 +66,16 @@ impl Workshop {
                 }
                 Back { reached: true, untried: Vec::new() }
             }
+        }
+    }
+
+    /// The task of these panicked, at a point that nobody knows: what has no result yet is tried again on schedule,
+    /// and may be a duplicate.
+    pub(super) async fn panicked(&self, deliveries: Vec<Delivery>) {
+        for delivery in deliveries {
+            let mut outcome = Outcome::deferred("4.3.0", "something went wrong here");
+            outcome.unheard = delivery.route == Route::Relay;
+            self.report(delivery, outcome, false).await;
         }
     }
 
@@ -131,7 +141,7 @@ impl Workshop {
         }
         let entry = ledger::Entry { delivery, outcome, settled, complains };
         // The ledger ends after the last worker; if it is gone the row stays `attempting`, to be recovered.
-        let _ = self.results.send(entry).await;
+        let _ = self.results.send(ledger::Note::Result(Box::new(entry))).await;
     }
 
     async fn file_bounce(&self, delivery: &Delivery, outcome: &Outcome, now: Millis) -> bool {

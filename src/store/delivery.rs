@@ -280,6 +280,25 @@ pub async fn recover(tx: &mut Tx, node: &str, name: &str, stale: Millis) -> Resu
     Ok(recovered)
 }
 
+/// Rows that this process claimed and does not know of. Called while nothing is under way and every result is
+/// written, so that these are all of its rows. Those that were `dialled`, perhaps, are marked, and wait a while.
+pub async fn take_back(tx: &mut Tx, node: &str, dialled: bool) -> Result<u64, StoreError> {
+    let wait: Millis = if dialled { 15 * 60_000 } else { 0 };
+    let taken = tx
+        .execute(
+            "UPDATE delivery SET state = 'due', node = NULL, attempting_since = NULL, next_attempt_at = $2,
+                    updated_at = $3,
+                    maybe_duplicate = CASE WHEN route = 'relay' AND $4 = 1 THEN 1 ELSE maybe_duplicate END
+             WHERE state = 'attempting' AND node = $1",
+            &[node.into(), (tx.now() + wait).into(), tx.now().into(), dialled.into()],
+        )
+        .await?;
+    if taken > 0 {
+        tx.wake(Topic::Queue);
+    }
+    Ok(taken)
+}
+
 /// This node lives.
 pub async fn beat(tx: &mut Tx, node: &str) -> Result<(), StoreError> {
     tx.execute(
