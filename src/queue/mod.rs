@@ -2,7 +2,7 @@
 //!
 //! - A row is claimed (`attempting`, attempt counted, committed) before anybody dials; results are committed in
 //!   groups. Rows of a dead process come back, marked `maybe_duplicate`: on SQLite at the start, on PostgreSQL
-//!   when their node was not seen for a minute.
+//!   when their node was not seen for a minute in which the database was there.
 //! - Rows of one message for one domain travel together; destinations take turns (`plan.rs`); memory is bounded
 //!   by rows held and by the octets of opened letters.
 //! - It sleeps until a release wakes it or the next row is due; a lost wake-up costs seconds, never mail.
@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Millis;
@@ -49,7 +50,7 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 const AFTER_AN_ERROR: Duration = Duration::from_secs(1);
 /// How often a node says that it lives, and after what silence it is taken for dead.
 const BEAT: Duration = Duration::from_secs(10);
-const DEAD_AFTER: Millis = 60_000;
+const DEAD_AFTER: Duration = Duration::from_secs(60);
 /// Results on their way to the ledger.
 const RESULTS: usize = 1_024;
 
@@ -81,6 +82,7 @@ pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
         more: true,
         left_out: 0,
         next_due: None,
+        pulse: None,
         floor: floor.clone(),
         name: name.into(),
         node: node.clone(),
@@ -122,6 +124,29 @@ fn node_name(data_dir: &std::path::Path) -> String {
     name
 }
 
+/// For how long this node's own beats have succeeded: while the database is away every node falls silent, and
+/// whoever is back first must not take the others for dead.
+#[derive(Debug, Clone, Copy)]
+struct Pulse {
+    since: Instant,
+    last: Instant,
+}
+
+impl Pulse {
+    /// Whether a node that was not seen for `DEAD_AFTER` is dead, and not just as unable to say so as we were.
+    fn is_proof(pulse: Option<Pulse>, now: Instant) -> bool {
+        pulse.is_some_and(|pulse| {
+            now.duration_since(pulse.since) >= DEAD_AFTER && now.duration_since(pulse.last) < BEAT * 3
+        })
+    }
+
+    /// After a beat that succeeded. A gap (a beat that hung) is as good as a failure.
+    fn after(pulse: Option<Pulse>, now: Instant) -> Pulse {
+        let kept = pulse.filter(|pulse| now.duration_since(pulse.last) < BEAT * 3);
+        Pulse { since: kept.map_or(now, |pulse| pulse.since), last: now }
+    }
+}
+
 struct Queue {
     floor: Arc<Floor>,
     name: Arc<str>,
@@ -142,6 +167,7 @@ struct Queue {
     left_out: usize,
     /// When the next row is due, as far as known.
     next_due: Option<Millis>,
+    pulse: Option<Pulse>,
 }
 
 /// A parcel that a task delivers.
@@ -221,13 +247,13 @@ impl Queue {
     }
 
     /// Says that this node lives, and takes back what dead ones left. `true` once that was possible.
-    async fn beat(&self, recovered: bool) -> bool {
+    async fn beat(&mut self, recovered: bool) -> bool {
         let shared = self.floor.store.is_shared();
         // On SQLite nobody else can have died.
         if recovered && !shared {
             return true;
         }
-        let (node, name) = (self.node.clone(), self.name.clone());
+        let (node, name, pulse) = (self.node.clone(), self.name.clone(), self.pulse);
         let outcome = self
             .floor
             .store
@@ -235,13 +261,18 @@ impl Queue {
                 let (node, name) = (node.clone(), name.clone());
                 Box::pin(async move {
                     delivery::beat(tx, &node).await?;
-                    let stale = tx.now() - DEAD_AFTER;
+                    let dead_after = i64::try_from(DEAD_AFTER.as_millis()).unwrap_or(60_000);
+                    // Asked here, because a write may have waited for the database.
+                    let stale = Pulse::is_proof(pulse, Instant::now()).then(|| tx.now() - dead_after);
                     let rows = delivery::recover(tx, &node, &name, stale).await?;
-                    delivery::forget_nodes(tx, None, stale - DEAD_AFTER).await?;
+                    if let Some(stale) = stale {
+                        delivery::forget_nodes(tx, None, stale - dead_after).await?;
+                    }
                     Ok::<u64, StoreError>(rows)
                 })
             })
             .await;
+        self.pulse = outcome.is_ok().then(|| Pulse::after(self.pulse, Instant::now()));
         match outcome {
             Ok(0) => true,
             Ok(rows) => {

@@ -257,9 +257,9 @@ pub async fn give_back(tx: &mut Tx, node: &str, delivery: &Delivery) -> Result<(
 
 /// Rows that a dead process left in the middle of an attempt are due again. Whether the remote has the message
 /// is unknown, so the second attempt is marked. On SQLite there is one process, and this is its start: every
-/// such row is an orphan. On PostgreSQL those are whose node was not seen since `stale`, and those of earlier
-/// processes of this node (`name`), of which its data folder's lock says that they are gone.
-pub async fn recover(tx: &mut Tx, node: &str, name: &str, stale: Millis) -> Result<u64, StoreError> {
+/// such row is an orphan. On PostgreSQL those of earlier processes of this node (`name`), of which its data
+/// folder's lock says that they are gone, and, given `stale`, those whose node was not seen since.
+pub async fn recover(tx: &mut Tx, node: &str, name: &str, stale: Option<Millis>) -> Result<u64, StoreError> {
     let sql = tx.either(
         "UPDATE delivery SET state = 'due', node = NULL, attempting_since = NULL, next_attempt_at = $2, updated_at = $2,
                 maybe_duplicate = CASE WHEN route = 'relay' THEN 1 ELSE maybe_duplicate END
@@ -267,11 +267,11 @@ pub async fn recover(tx: &mut Tx, node: &str, name: &str, stale: Millis) -> Resu
         "UPDATE delivery SET state = 'due', node = NULL, attempting_since = NULL, next_attempt_at = $2, updated_at = $2,
                 maybe_duplicate = CASE WHEN route = 'relay' THEN 1 ELSE maybe_duplicate END
          WHERE state = 'attempting' AND node <> $1
-           AND (node LIKE $4 OR node NOT IN (SELECT node FROM node WHERE seen_at >= $3))",
+           AND (node LIKE $4 OR ($3 <> 0 AND node NOT IN (SELECT node FROM node WHERE seen_at >= $3)))",
     );
     let mut args = vec![node.into(), tx.now().into()];
     if tx.is_postgres() {
-        args.extend([stale.into(), format!("{name}-%").into()]);
+        args.extend([stale.unwrap_or(0).into(), format!("{name}-%").into()]);
     }
     let recovered = tx.execute(sql, &args).await?;
     if recovered > 0 {
