@@ -9,7 +9,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::address::Address;
@@ -27,6 +29,10 @@ use crate::ids::random_bytes;
 /// Addresses that one attempt dials before it is deferred: Postfix's `smtp_mx_session_limit` is 2, its address
 /// limit 5.
 const MAX_DIALS: usize = 5;
+/// From the start of an attempt until a host has greeted and is ready for the message, over all that is dialled:
+/// as long as RFC 5321 §4.5.3.2.1 gives a single greeting. Time with a host that was offered the message is not
+/// counted.
+const DIALLING: Duration = Duration::from_secs(300);
 /// Transactions for the recipients of one message at one domain.
 const MAX_TRANSACTIONS: usize = 50;
 
@@ -82,12 +88,15 @@ impl Relay {
         let all = |outcome: Outcome| Some(vec![outcome; parcel.recipients.len()]);
         let mut failed: Vec<SocketAddr> = Vec::new();
         let mut last = None;
+        let mut left = DIALLING;
         loop {
+            let begun = Instant::now();
             let lease = tokio::select! {
                 biased;
                 () = stop.cancelled() => return None,
-                lease = self.connect(parcel.domain, &failed) => lease,
+                lease = self.connect(parcel.domain, &failed, begun + left) => lease,
             };
+            left = left.saturating_sub(begun.elapsed());
             let lease = match lease {
                 Ok(lease) => lease,
                 Err(outcome) => return all(last.unwrap_or(outcome)),
@@ -110,22 +119,32 @@ impl Relay {
         }
     }
 
-    /// A connection to the best host that can be reached. `failed` were tried in this attempt.
-    async fn connect(&self, domain: &str, failed: &[SocketAddr]) -> Result<Lease, Outcome> {
+    /// A connection to the best host that can be reached by then. `failed` were tried in this attempt.
+    async fn connect(
+        &self,
+        domain: &str,
+        failed: &[SocketAddr],
+        deadline: Instant,
+    ) -> Result<Lease, Outcome> {
+        let late = |_| Outcome::deferred("4.4.1", format!("no host of {domain} was ready in time"));
         let hosts = match &self.smarthost {
             Some(smarthost) => vec![smarthost.host.clone()],
             None => {
                 let random = u64::from_le_bytes(random_bytes());
-                route::mx_hosts(&self.dns, &self.network, domain, random)
-                    .await
-                    .map_err(Outcome::from_route)?
+                let hosts = route::mx_hosts(&self.dns, &self.network, domain, random);
+                timeout_at(deadline, hosts).await.map_err(late)?.map_err(Outcome::from_route)?
             }
         };
+        let last_host = hosts.len().saturating_sub(1);
         let mut dials = failed.len();
         let (mut temporary, mut permanent) = (None, None);
-        for host in hosts {
-            let addresses = match self.addresses(&host).await {
-                Ok(addresses) => addresses,
+        for (nth, host) in hosts.into_iter().enumerate() {
+            let found = match timeout_at(deadline, self.addresses(&host)).await {
+                Ok(found) => found,
+                Err(late_by) => return Err(temporary.unwrap_or_else(|| late(late_by))),
+            };
+            let addresses: Vec<SocketAddr> = match found {
+                Ok(addresses) => addresses.into_iter().filter(|a| !failed.contains(a)).collect(),
                 Err(error @ RouteError::Temporary(_)) => {
                     temporary = Some(Outcome::from_route(error));
                     continue;
@@ -135,12 +154,18 @@ impl Relay {
                     continue;
                 }
             };
-            for address in addresses.into_iter().filter(|address| !failed.contains(address)) {
+            let last_address = addresses.len().saturating_sub(1);
+            for (i, address) in addresses.into_iter().enumerate() {
                 dials += 1;
                 if dials > MAX_DIALS {
                     break;
                 }
-                match self.lease(&host, address).await {
+                // Half of what is left, while there is another to try: one that hangs must not hide its backup.
+                let left = deadline.saturating_duration_since(Instant::now());
+                let is_last = nth == last_host && i == last_address || dials == MAX_DIALS;
+                let share = if is_last { left } else { left / 2 };
+                let silent = |_| Err(ClientError::Silent(Stage::Greeting));
+                match timeout(share, self.lease(&host, address)).await.unwrap_or_else(silent) {
                     Ok(lease) => return Ok(lease),
                     Err(error) => temporary = Some(Outcome::from_error(&error, &host)),
                 }
@@ -284,7 +309,9 @@ impl Relay {
         if !std::mem::take(&mut lease.used) || !gone {
             return outcome;
         }
-        lease.client = self.dial(&lease.host, lease.slot.address).await?;
+        lease.client = timeout(DIALLING, self.dial(&lease.host, lease.slot.address))
+            .await
+            .map_err(|_| ClientError::Silent(Stage::Greeting))??;
         lease.client.send(from, recipients, message).await
     }
 }
