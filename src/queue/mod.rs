@@ -16,7 +16,7 @@ mod ledger;
 mod plan;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ use crate::ids::{InboxKey, random_token};
 use crate::store::delivery::{self, Delivery, Route};
 use crate::store::{StoreError, Topic};
 
-use plan::Plan;
+use plan::{Plan, Reach};
 use worker::{Back, Parcel, Workshop};
 
 /// Rows claimed in one transaction.
@@ -173,6 +173,7 @@ struct Queue {
 /// A parcel that a task delivers.
 struct UnderWay {
     domain: String,
+    reach: Reach,
     rows: Vec<Delivery>,
 }
 
@@ -287,9 +288,13 @@ impl Queue {
     }
 
     fn start_parcels(&mut self) {
-        while let Some((parcel, _)) = self.plan.next() {
+        while let Some(parcel) = self.plan.next() {
             let workshop = self.workshop.clone();
-            let under_way = UnderWay { domain: parcel.domain.clone(), rows: parcel.deliveries.clone() };
+            let under_way = UnderWay {
+                domain: parcel.domain.clone(),
+                reach: reach(parcel.route),
+                rows: parcel.deliveries.clone(),
+            };
             let task = self.tasks.spawn(async move { Done::Back(workshop.deliver(parcel).await) });
             self.under_way.insert(task.id(), under_way);
         }
@@ -400,7 +405,8 @@ impl Queue {
 
     fn parcel_is_back(&mut self, id: Id, reached: bool) -> Option<UnderWay> {
         let under_way = self.under_way.remove(&id)?;
-        self.plan.done(&under_way.domain, under_way.rows.len(), reached);
+        self.plan.done(&under_way.domain, under_way.rows.len(), under_way.reach, reached);
+        self.trim(std::iter::once(under_way.domain.as_str()));
         // A destination that was left out has nothing waiting any more: its other rows may come.
         self.more |= self.plan.busy().len() < self.left_out;
         Some(under_way)
@@ -421,9 +427,22 @@ impl Queue {
         };
         self.next_due = claimed.next_due;
         self.more |= claimed.more;
+        let mut domains = HashSet::new();
         for parcel in self.parcels(claimed.rows) {
-            let (domain, rows) = (parcel.domain.clone(), parcel.deliveries.len());
-            self.plan.add(&domain, parcel, rows);
+            let (domain, rows, reach) = (parcel.domain.clone(), parcel.deliveries.len(), reach(parcel.route));
+            self.plan.add(&domain, parcel, rows, reach);
+            domains.insert(domain);
+        }
+        self.trim(domains.iter().map(String::as_str));
+    }
+
+    /// Gives back what waits for destinations beyond what they may hold.
+    fn trim<'a>(&mut self, domains: impl Iterator<Item = &'a str>) {
+        let over: Vec<Parcel> = domains.flat_map(|domain| self.plan.trim(domain)).collect();
+        if !over.is_empty() {
+            self.give_back(over.into_iter().flat_map(|parcel| parcel.deliveries).collect());
+            // They are due, and left out until what waits for their destinations has left.
+            self.left_out = self.plan.busy().len();
         }
     }
 
@@ -494,6 +513,13 @@ impl Queue {
                 .await;
             Done::GivenBack(outcome)
         });
+    }
+}
+
+fn reach(route: Route) -> Reach {
+    match route {
+        Route::Relay => Reach::Far,
+        Route::Local | Route::Capture => Reach::Near,
     }
 }
 
