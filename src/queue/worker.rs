@@ -186,8 +186,8 @@ fn decide(
         next_attempt_at = schedule::next(attempts, delivery.created_at, now, &config.retry, expire, jitter);
         if next_attempt_at.is_none() {
             // RFC 3463 §3.5, X.4.7: delivery time expired.
-            let text =
-                format!("given up after {} attempts; the last one: {}", delivery.attempts, outcome.text);
+            // The same words each time that it is found out: see `bounce`.
+            let text = format!("given up; the last attempt: {}", outcome.text);
             outcome = Outcome { host: outcome.host, ..Outcome::failed("5.4.7", text) };
         }
     }
