@@ -292,7 +292,7 @@ async fn heartbeat(
     act(&floor, &caller, &path, body.fence, Action::Heartbeat { lease_seconds }).await
 }
 
-/// Done.
+/// Done; unless mail came that the holder was not handed and did not answer: then the item is `available` again.
 #[utoipa::path(
     post, path = "/v1/work-items/{work_item_id}/complete", tag = "work items",
     params(("work_item_id" = String, Path)), request_body = ReasonBody,
@@ -324,7 +324,7 @@ async fn release(
     act(&floor, &caller, &path, body.fence, Action::Release { error }).await
 }
 
-/// Set aside until somebody writes again, or until a time.
+/// Set aside until somebody writes again, or until a time. Where they already have, the item is `available`.
 #[utoipa::path(
     post, path = "/v1/work-items/{work_item_id}/wait", tag = "work items",
     params(("work_item_id" = String, Path)), request_body = WaitBody,
