@@ -77,11 +77,11 @@ async fn race_to_the_limit(nodes: &[Arc<TestServer>], sink: &Sink) {
     let used = node.api.get(LIMITS).await.ok();
     assert_eq!(used["used"]["last_hour"], LIMIT, "{used}");
 
-    // What was released arrives, all of it, and nothing else.
-    let arrived = || sink.taken().iter().map(|mail| mail.to.len()).sum::<usize>();
-    eventually("every recipient has it", async || (arrived() >= LIMIT).then_some(())).await;
-    let distinct = sink.taken().iter().filter_map(|mail| mail.header("Message-ID")).collect::<HashSet<_>>();
-    assert_eq!(distinct.len(), stored.len(), "the remote has seen messages that were never released");
+    // What was released arrives, all of it, and nothing else. The kill may have made a second copy of a few, under
+    // the same Message-ID, so messages are counted and not copies.
+    let arrived = || sink.taken().iter().filter_map(|mail| mail.header("Message-ID")).collect::<HashSet<_>>();
+    eventually("every message has arrived", async || (arrived().len() >= stored.len()).then_some(())).await;
+    assert_eq!(arrived().len(), stored.len(), "the remote has seen messages that were never released");
 }
 
 /// Sends to one to three recipients until not even one is allowed any more; a broken connection is no answer.
