@@ -162,6 +162,7 @@ mod tests {
             updated_at: 0,
             thread_key: 5,
             sender: "ada@agents.example".into(),
+            size: 6,
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Signing takes a third of a millisecond of CPU, so it happens on a blocking thread, in one hop with the dot
 //! stuffing. What is held in memory is bounded: a letter is opened only when a connection waits for it, all
-//! open letters share a budget, and one that nobody is sending just now is closed again.
+//! messages that the queue has in memory share a budget, which is asked before the first octet is read, and a
+//! letter that nobody is sending just now is closed again.
 //!
 //! RFC 6376 §3.5 (the signature fields are put on top).
 
@@ -16,8 +17,9 @@ use crate::deliver::outcome::Outcome;
 use crate::deliver::wire::WireMessage;
 use crate::floor::Floor;
 use crate::ids::InboxKey;
+use crate::store::delivery::Delivery;
 
-/// Octets of opened letters in all: ten of the largest default size.
+/// Octets of messages in memory, in all: ten of the largest default size.
 const BUDGET: usize = 256 * 1024 * 1024;
 /// What one permit of the budget stands for.
 const UNIT: usize = 16 * 1024;
@@ -41,6 +43,14 @@ impl Desk {
             signing: Semaphore::new(processors),
         }
     }
+
+    /// Waits until a message of `size` octets may be read into memory, for as long as the answer is kept. Nobody
+    /// asks for a second while holding one: two that wait for each other would wait for ever.
+    pub(crate) async fn room(&self, size: i64) -> Option<OwnedSemaphorePermit> {
+        let units = usize::try_from(size).unwrap_or(0) / UNIT + 1;
+        let units = u32::try_from(units.min(BUDGET / UNIT)).unwrap_or(1);
+        self.budget.clone().acquire_many_owned(units).await.ok()
+    }
 }
 
 /// One message, shared by all parcels that carry it.
@@ -50,6 +60,8 @@ pub(crate) struct Letter {
     message_key: i64,
     /// Who signs: the domain of From.
     from_domain: String,
+    /// Octets, as stored.
+    size: i64,
     opened: Mutex<Weak<Opened>>,
 }
 
@@ -68,8 +80,11 @@ impl Deref for Opened {
 }
 
 impl Letter {
-    pub(crate) fn new(desk: Arc<Desk>, inbox: InboxKey, message_key: i64, from_domain: String) -> Letter {
-        Letter { desk, inbox, message_key, from_domain, opened: Mutex::default() }
+    /// The letter of this delivery's message.
+    pub(crate) fn new(desk: Arc<Desk>, delivery: &Delivery) -> Letter {
+        let from_domain = delivery.sender.rsplit_once('@').map_or("", |(_, domain)| domain).to_owned();
+        let Delivery { inbox, message_key, size, .. } = *delivery;
+        Letter { desk, inbox, message_key, from_domain, size, opened: Mutex::default() }
     }
 
     /// The message, signed and ready to send; an `Outcome` says why it cannot be.
@@ -85,7 +100,7 @@ impl Letter {
     }
 
     async fn read_and_sign(&self) -> Result<Opened, Outcome> {
-        let Desk { floor, signers, budget, signing } = &*self.desk;
+        let Desk { floor, signers, signing, .. } = &*self.desk;
         let later = |what: String| {
             tracing::error!(
                 error = what,
@@ -94,13 +109,12 @@ impl Letter {
             );
             Outcome::deferred("4.3.0", "the message cannot be read just now")
         };
+        let stopping = || later("stopping".to_owned());
+        let budget = self.desk.room(self.size).await.ok_or_else(stopping)?;
         let raw = floor.bodies.load(&floor.store, self.inbox, self.message_key).await;
         let raw = raw.map_err(|error| later(error.to_string()))?;
         let raw = raw.ok_or_else(|| Outcome::failed("5.3.0", "the message is gone from the store"))?;
-        let units = u32::try_from((raw.len() / UNIT + 1).min(BUDGET / UNIT)).unwrap_or(1);
-        let closed = |_| later("stopping".to_owned());
-        let budget = budget.clone().acquire_many_owned(units).await.map_err(closed)?;
-        let _turn = signing.acquire().await.map_err(closed)?;
+        let _turn = signing.acquire().await.map_err(|_| stopping())?;
         let (signers, domain) = (signers.clone(), self.from_domain.clone());
         let work = move || -> Result<WireMessage, String> {
             let fields = signers.sign(&domain, &raw)?;

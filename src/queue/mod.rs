@@ -69,10 +69,14 @@ pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
     let node: Arc<str> = format!("{name}-{}", random_token::<5>()).into();
     let (results, received) = mpsc::channel(RESULTS);
     let ledger = tokio::spawn(ledger::keep(floor.clone(), node.clone(), received));
-    let workshop =
-        Workshop { relay: Relay::new(&floor), floor: floor.clone(), results, stop: shutdown.clone() };
-    let queue = Queue {
+    let workshop = Workshop {
+        relay: Relay::new(&floor),
         desk: Arc::new(Desk::new(floor.clone(), signers)),
+        floor: floor.clone(),
+        results,
+        stop: shutdown.clone(),
+    };
+    let queue = Queue {
         workshop: Arc::new(workshop),
         plan: Plan::new(),
         tasks: JoinSet::new(),
@@ -151,7 +155,6 @@ struct Queue {
     floor: Arc<Floor>,
     name: Arc<str>,
     node: Arc<str>,
-    desk: Arc<Desk>,
     workshop: Arc<Workshop>,
     plan: Plan<Parcel>,
     tasks: JoinSet<Done>,
@@ -458,10 +461,9 @@ impl Queue {
                 parcel.deliveries.push(row);
                 continue;
             }
-            let letter = letters.entry(message).or_insert_with(|| {
-                let from = row.sender.rsplit_once('@').map_or("", |(_, domain)| domain).to_owned();
-                Arc::new(Letter::new(self.desk.clone(), row.inbox, row.message_key, from))
-            });
+            let letter = letters
+                .entry(message)
+                .or_insert_with(|| Arc::new(Letter::new(self.workshop.desk.clone(), &row)));
             places.insert(place, parcels.len());
             parcels.push(Parcel {
                 domain: row.domain.clone(),

@@ -12,7 +12,7 @@ use crate::address::Address;
 use crate::clock::Millis;
 use crate::config::Relay as RelayConfig;
 use crate::deliver::capture::{self, Simulated};
-use crate::deliver::letter::Letter;
+use crate::deliver::letter::{Desk, Letter};
 use crate::deliver::outcome::{Fate, Outcome};
 use crate::deliver::relay::{self, Relay};
 use crate::deliver::{bounce, return_path, schedule};
@@ -34,6 +34,7 @@ pub(super) struct Parcel {
 pub(super) struct Workshop {
     pub(super) floor: Arc<Floor>,
     pub(super) relay: Relay,
+    pub(super) desk: Arc<Desk>,
     pub(super) results: mpsc::Sender<ledger::Note>,
     pub(super) stop: CancellationToken,
 }
@@ -61,7 +62,9 @@ impl Workshop {
             Route::Capture => {
                 for delivery in parcel.deliveries {
                     let complains = capture::simulated(&delivery.recipient) == Simulated::Complains;
+                    let room = self.desk.room(delivery.size).await;
                     let outcome = capture::capture(&self.floor, &delivery).await;
+                    drop(room);
                     self.report(delivery, outcome, complains).await;
                 }
                 Back { reached: true, untried: Vec::new() }
@@ -113,6 +116,7 @@ impl Workshop {
 
     /// `None`: delivered, and written as such.
     async fn local(&self, delivery: &Delivery) -> Option<Outcome> {
+        let _room = self.desk.room(delivery.size).await;
         match inbox::deliver_local(&self.floor, delivery).await {
             Ok(()) => None,
             Err(InboxError::UnknownInbox) => {
@@ -146,6 +150,7 @@ impl Workshop {
 
     async fn file_bounce(&self, delivery: &Delivery, outcome: &Outcome, now: Millis) -> bool {
         let floor = &self.floor;
+        let _room = self.desk.room(delivery.size).await;
         let original = floor.bodies.load(&floor.store, delivery.inbox, delivery.message_key).await;
         let original = match original {
             Ok(original) => original.unwrap_or_default(),
@@ -249,6 +254,7 @@ mod tests {
             updated_at: 0,
             thread_key: 5,
             sender: "ada@agents.example".into(),
+            size: 6,
         }
     }
 

@@ -63,6 +63,8 @@ pub struct Delivery {
     pub thread_key: i64,
     /// The address of the inbox that sends.
     pub sender: String,
+    /// Octets of the message.
+    pub size: i64,
 }
 
 impl Delivery {
@@ -72,14 +74,16 @@ impl Delivery {
     }
 }
 
-/// What `from_row` reads; the subqueries find message and inbox by their primary keys.
+/// What `from_row` reads; the subqueries find message, inbox and body by their primary keys.
 macro_rules! columns {
     () => {
         "pod_key, inbox_key, delivery_key, message_key, recipient, domain, route, state, next_attempt_at,
          attempts, maybe_duplicate, last_status, last_reply, expires_at, created_at, updated_at,
          coalesce((SELECT m.thread_key FROM message m WHERE m.pod_key = delivery.pod_key
                    AND m.inbox_key = delivery.inbox_key AND m.message_key = delivery.message_key), 0),
-         coalesce((SELECT i.address FROM inbox i WHERE i.inbox_key = delivery.inbox_key), '')"
+         coalesce((SELECT i.address FROM inbox i WHERE i.inbox_key = delivery.inbox_key), ''),
+         coalesce((SELECT b.size FROM body b WHERE b.pod_key = delivery.pod_key
+                   AND b.inbox_key = delivery.inbox_key AND b.message_key = delivery.message_key), 0)"
     };
 }
 
@@ -102,6 +106,7 @@ fn from_row(row: &Row) -> Result<Delivery, StoreError> {
         updated_at: row.get(15)?,
         thread_key: row.get(16)?,
         sender: row.get(17)?,
+        size: row.get(18)?,
     })
 }
 
