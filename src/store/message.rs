@@ -404,9 +404,7 @@ pub(crate) async fn cited(tx: &mut Tx, inbox: InboxKey, ids: &[String]) -> Resul
     }
     // The plus keeps the planners from walking the whole inbox in the order that is asked for.
     let sql = tx.either(
-        // SQLite is told which index: by itself it walks the whole inbox, for the sake of the order.
-        "SELECT rfc_message_id, message_key, thread_key, direction, body_hash, duplicate_of
-         FROM message INDEXED BY message_rfc_id
+        "SELECT rfc_message_id, message_key, thread_key, direction, body_hash, duplicate_of FROM message
          WHERE pod_key = $1 AND inbox_key = $2 AND rfc_message_id IN (SELECT value FROM json_each($3))
          ORDER BY +message_key LIMIT 500",
         "SELECT rfc_message_id, message_key, thread_key, direction, body_hash, duplicate_of FROM message
