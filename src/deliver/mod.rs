@@ -3,7 +3,7 @@
 //! - a message is made: `header`, `compose`; signed: `dkim`; opened for sending once: `letter`, `wire`
 //! - an attempt is made: `relay` sequences `route` (where to), `pool` (which connection), `client` and `reply` (the
 //!   dialogue); `outcome` is what it comes to, for each recipient; `schedule` says when to try again
-//! - what does not arrive: `bounce` tells the agent, `return_path` and `report` read what others tell us
+//! - what does not arrive: `bounce` tells the agent, `return_path` knows what others answer to (`screen::bounce` reads it)
 //! - `gatepost dev` sends nothing: `capture`
 
 pub(crate) mod bounce;
@@ -17,7 +17,6 @@ pub(crate) mod outcome;
 mod pool;
 pub(crate) mod relay;
 mod reply;
-pub(crate) mod report;
 pub mod return_path;
 mod route;
 pub mod schedule;

@@ -9,6 +9,7 @@
 //! raw and handed out. RFC 5321 §4.5.1 (postmaster), §6.1 (responsibility after 250).
 
 mod place;
+mod returned;
 mod subject;
 mod threading;
 
@@ -17,7 +18,6 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::address::Address;
-use crate::deliver::report;
 use crate::deliver::return_path;
 use crate::envelope::{Envelope, Peer, ReversePath};
 use crate::floor::Floor;
@@ -238,7 +238,7 @@ pub async fn receive(
     let (stamped, structure) = read(stamped, &id).await?;
     let mut incoming = incoming(floor, structure, verdict, envelope.mail_from, &stamped);
     if recipients.iter().any(|recipient| recipient.answers.is_some()) {
-        incoming.reports = report::read(&stamped, &incoming.structure);
+        incoming.reports = returned::failures(&stamped, &incoming.structure);
     }
     let placed = commit(floor, incoming, recipients, &stamped, &id).await?;
     for message in &placed {

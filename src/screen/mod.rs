@@ -7,6 +7,7 @@
 //! RFC 5322 (header), RFC 2045 to 2049 (MIME), RFC 2183 (disposition), RFC 2387 (related).
 
 mod body;
+pub mod bounce;
 mod decode;
 pub(crate) mod fields;
 mod html;
