@@ -132,6 +132,19 @@ impl Query {
         values
     }
 
+    /// Several of a few words.
+    pub(crate) fn words<T: Copy>(&mut self, name: &str, words: &[(&str, T)]) -> Vec<T> {
+        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        let mut found = Vec::new();
+        for text in self.list(name) {
+            match words.iter().find(|(word, _)| *word == text) {
+                Some((_, value)) => found.push(*value),
+                None => self.wrong(name, format!("takes {}", known.join(", "))),
+            }
+        }
+        found
+    }
+
     /// One of a few words.
     pub(crate) fn word<T: Copy>(&mut self, name: &str, words: &[(&str, T)]) -> Option<T> {
         let text = self.text(name)?;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Millis;
 use crate::floor::Floor;
 use crate::ids::InboxKey;
+use crate::screen::kind::Kind;
 use crate::store::event::{self, Event};
 use crate::store::inbox;
 use crate::store::message::{self, Message};
@@ -136,6 +137,9 @@ pub struct MessageFilter {
     /// An exact address, or a domain.
     pub from: Option<String>,
     pub subject_contains: Option<String>,
+    /// One of them; empty for every kind.
+    pub kinds: Vec<Kind>,
+    pub has_code: Option<bool>,
     /// Only from a verified sender.
     pub verified: Option<bool>,
 }
@@ -152,8 +156,16 @@ impl MessageFilter {
         let subject_fits =
             self.subject_contains.as_ref().is_none_or(|part| subject.contains(&part.to_lowercase()));
         let verified_fits = self.verified.is_none_or(|wanted| message.verified_sender.is_some() == wanted);
+        let kind_fits = self.kinds.is_empty() || message.kind.is_some_and(|k| self.kinds.contains(&k));
+        let code_fits = self.has_code.is_none_or(|wanted| wanted != message.codes.is_empty());
         let shown = !message.labels.iter().any(|l| l == "spam" || l == "blocked");
-        from_fits && subject_fits && verified_fits && shown && message.duplicate_of.is_none()
+        from_fits
+            && subject_fits
+            && verified_fits
+            && kind_fits
+            && code_fits
+            && shown
+            && message.duplicate_of.is_none()
     }
 }
 

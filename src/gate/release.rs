@@ -93,6 +93,8 @@ fn record_of(job: &Job, now: i64, message_key: i64, thread_key: i64, modseq: i64
         rfc_message_id: Some(composition.message_id.clone()),
         duplicate_of: None,
         id_taken: false,
+        kind: None,
+        codes: Vec::new(),
         body_hash: job.body_hash.clone(),
         reached_by: None,
         reverse_path: None,

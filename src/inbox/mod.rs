@@ -22,7 +22,7 @@ use crate::deliver::return_path;
 use crate::envelope::{Envelope, Peer, ReversePath};
 use crate::floor::Floor;
 use crate::ids::{InboxKey, random_token};
-use crate::screen::{self, structure::Structure};
+use crate::screen::{self, Meaning, structure::Structure};
 use crate::store::delivery::{Delivery, Returned};
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, DEFAULT_POD, InboxStatus, NewInbox};
@@ -117,6 +117,7 @@ impl From<StoreError> for Refusal {
 /// A message on its way into inboxes: read, verified, stamped.
 pub(crate) struct Incoming {
     structure: Structure,
+    meaning: Meaning,
     verdict: Verdict,
     reverse_path: ReversePath,
     /// The one From address; `None` where there is none, or more than one, or it is no address.
@@ -272,7 +273,10 @@ fn incoming(
         _ => None,
     };
     let body = usize::try_from(structure.body_at).ok().and_then(|at| stamped.get(at..)).unwrap_or(stamped);
+    let sender =
+        screen::Sender { domain: author.as_ref().map(Address::domain), null: reverse_path.is_none() };
     Incoming {
+        meaning: screen::meaning(stamped, &structure, sender),
         author_is_ours: author.as_ref().is_some_and(|a| floor.is_ours(a.domain())),
         author,
         body_hash: Sha256::digest(body).to_vec(),

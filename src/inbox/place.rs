@@ -200,6 +200,8 @@ fn record_of(
         preview: structure.preview.clone(),
         labels: treatment.labels.clone(),
         structure: structure.clone(),
+        kind: Some(incoming.meaning.kind),
+        codes: incoming.meaning.codes.clone(),
         verdict: Some(incoming.verdict.clone()),
         verified_sender: incoming.verdict.verified_sender.as_ref().map(Address::key),
         size: incoming.size,

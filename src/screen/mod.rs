@@ -8,9 +8,11 @@
 
 mod body;
 pub mod bounce;
+pub mod codes;
 mod decode;
 pub(crate) mod fields;
 mod html;
+pub mod kind;
 mod mime;
 mod reply;
 pub mod structure;
@@ -19,6 +21,8 @@ mod words;
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use codes::Code;
+use kind::Kind;
 use structure::{Mailbox, Part, Structure};
 
 pub use reply::extracted_text;
@@ -35,6 +39,29 @@ pub fn structure(raw: &[u8]) -> Structure {
         unparsed: Some("the parser failed on this message".to_owned()),
         ..Structure::default()
     })
+}
+
+/// What a message is, and what it holds for its reader.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Meaning {
+    pub kind: Kind,
+    pub codes: Vec<Code>,
+}
+
+/// What the envelope adds to what the message says of itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sender<'a> {
+    /// The domain of the one From address.
+    pub domain: Option<&'a str>,
+    /// MAIL FROM:<>, which nobody may answer (RFC 5321 §4.5.5).
+    pub null: bool,
+}
+
+/// Worked out once at delivery: bounded, whatever the size of the message.
+pub fn meaning(raw: &[u8], structure: &Structure, sender: Sender<'_>) -> Meaning {
+    let header = fields::header(raw);
+    let kind = contain(|| kind::kind(raw, structure, &header, sender.null)).unwrap_or(Kind::Person);
+    Meaning { kind, codes: Vec::new() }
 }
 
 /// Every address of every From field, before anything else is known of the message.
@@ -89,6 +116,20 @@ pub(crate) fn decoded(field: &fields::Field<'_>) -> Option<String> {
 
 fn contain<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work)).ok()
+}
+
+/// The beginning of a part's text, of about `limit` octets.
+fn text_head(raw: &[u8], structure: &Structure, part: u32, limit: usize) -> String {
+    let Some(part) = structure.parts.get(part as usize) else { return String::new() };
+    let bounds = (usize::try_from(part.body_at), usize::try_from(part.end));
+    let (Ok(start), Ok(end)) = bounds else { return String::new() };
+    // Transfer encodings take up to three octets for one.
+    let body = raw.get(start..end.min(start.saturating_add(limit.saturating_mul(3)))).unwrap_or_default();
+    let mut octets = decode::transfer(body, part.encoding);
+    if octets.len() > limit {
+        octets.to_mut().truncate(limit);
+    }
+    contain(|| decode::charset(&octets, part.charset.as_deref())).unwrap_or_default()
 }
 
 fn part_octets<'a, 's>(
@@ -174,3 +215,6 @@ mod tests;
 
 #[cfg(test)]
 pub(crate) mod corpora_tests;
+
+#[cfg(test)]
+mod score_tests;

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use super::{Row, StoreError, Tx, Value};
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
+use crate::screen::codes::Code;
+use crate::screen::kind::Kind;
 use crate::screen::structure::Structure;
 use crate::verify::verdict::Verdict;
 
@@ -43,6 +45,9 @@ pub struct Message {
     pub preview: Option<String>,
     pub labels: Vec<String>,
     pub structure: Structure,
+    /// `None` on what we send.
+    pub kind: Option<Kind>,
+    pub codes: Vec<Code>,
     pub verdict: Option<Verdict>,
     pub verified_sender: Option<String>,
     pub size: i64,
@@ -85,13 +90,16 @@ macro_rules! columns {
     () => {
         "pod_key, inbox_key, message_key, thread_key, direction, state, rfc_message_id, duplicate_of, body_hash,
          reached_by, reverse_path, from_address, from_text, to_text, cc_text, bcc_text, reply_to_text, subject,
-         preview, labels, structure, verdict, verified_sender, size, run_id, key_id, modseq, created_at, updated_at, id_taken"
+         preview, labels, structure, verdict, verified_sender, size, run_id, key_id, modseq, created_at, updated_at, id_taken,
+         kind, codes"
     };
 }
 
 pub(crate) fn from_row(row: &Row) -> Result<Message, StoreError> {
     let direction: String = row.get(4)?;
     let verdict: Option<String> = row.get(21)?;
+    let kind: Option<String> = row.get(30)?;
+    let codes: Option<String> = row.get(31)?;
     Ok(Message {
         inbox: InboxKey { pod: row.get(0)?, inbox: row.get(1)? },
         message_key: row.get(2)?,
@@ -122,6 +130,8 @@ pub(crate) fn from_row(row: &Row) -> Result<Message, StoreError> {
         created_at: row.get(27)?,
         updated_at: row.get(28)?,
         id_taken: row.get(29)?,
+        kind: kind.as_deref().and_then(Kind::parse),
+        codes: codes.as_deref().map(from_json).transpose()?.unwrap_or_default(),
     })
 }
 
@@ -139,7 +149,7 @@ pub async fn insert(tx: &mut Tx, message: &Message) -> Result<(), StoreError> {
             "INSERT INTO message (",
             columns!(),
             ", dated_at, unparsed) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
-             $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32)"
+             $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34)"
         ),
         &[
             message.inbox.pod.into(),
@@ -172,6 +182,8 @@ pub async fn insert(tx: &mut Tx, message: &Message) -> Result<(), StoreError> {
             message.created_at.into(),
             message.updated_at.into(),
             message.id_taken.into(),
+            message.kind.map(Kind::word).into(),
+            Value::Text(if message.codes.is_empty() { None } else { Some(to_json(&message.codes)?) }),
             message.structure.date.into(),
             message.structure.unparsed.is_some().into(),
         ],
@@ -234,6 +246,7 @@ pub struct Heading {
     /// To, Cc and Bcc, each a JSON array.
     pub recipients: [String; 3],
     pub subject: Option<String>,
+    pub kind: Option<Kind>,
 }
 
 /// Headings of an inbox's messages stored in `[since, until)`, in the order of their keys, which is the order
@@ -247,11 +260,11 @@ pub async fn headings(
     limit: i64,
 ) -> Result<Vec<Heading>, StoreError> {
     let sql = if ascending {
-        "SELECT message_key, labels, from_text, to_text, cc_text, bcc_text, subject FROM message
+        "SELECT message_key, labels, from_text, to_text, cc_text, bcc_text, subject, kind FROM message
          WHERE pod_key = $1 AND inbox_key = $2 AND message_key > $3 AND created_at >= $4 AND created_at < $5
          ORDER BY message_key LIMIT $6"
     } else {
-        "SELECT message_key, labels, from_text, to_text, cc_text, bcc_text, subject FROM message
+        "SELECT message_key, labels, from_text, to_text, cc_text, bcc_text, subject, kind FROM message
          WHERE pod_key = $1 AND inbox_key = $2 AND message_key < $3 AND created_at >= $4 AND created_at < $5
          ORDER BY message_key DESC LIMIT $6"
     };
@@ -265,6 +278,7 @@ pub async fn headings(
                 from: row.get(2)?,
                 recipients: [row.get(3)?, row.get(4)?, row.get(5)?],
                 subject: row.get(6)?,
+                kind: row.get::<Option<String>>(7)?.as_deref().and_then(Kind::parse),
             })
         })
         .collect()

@@ -10,6 +10,7 @@ use crate::api::error::Problem;
 use crate::api::query::Query;
 use crate::clock::Millis;
 use crate::principal::Permissions;
+use crate::screen::kind::Kind;
 use crate::store::message::Heading;
 use crate::store::thread::Thread;
 
@@ -41,6 +42,8 @@ pub(crate) struct Filter {
     senders: Vec<String>,
     recipients: Vec<String>,
     subject: Vec<String>,
+    /// Of messages: one of them.
+    kinds: Vec<Kind>,
     /// Labels that keep a row out.
     without: Vec<&'static str>,
     since: Option<Millis>,
@@ -70,10 +73,16 @@ impl Filter {
             senders: lower(query.list(names.senders)),
             recipients: lower(query.list(names.recipients)),
             subject: lower(query.list("subject")),
+            kinds: Vec::new(),
             without,
             since: query.instant("after").map(|at| at.saturating_add(1)),
             until: query.instant("before"),
         }
+    }
+
+    /// Messages alone have a kind.
+    pub(crate) fn of_kind(self, query: &mut Query) -> Filter {
+        Filter { kinds: query.words("kind", &Kind::WORDS), ..self }
     }
 
     /// `after` and `before` both leave their own instant out.
@@ -87,6 +96,7 @@ impl Filter {
             && any(&self.senders, [message.from.as_str()])
             && any(&self.recipients, [to.as_str(), cc, bcc])
             && any(&self.subject, message.subject.as_deref())
+            && (self.kinds.is_empty() || message.kind.is_some_and(|kind| self.kinds.contains(&kind)))
     }
 
     pub(crate) fn takes_thread(&self, thread: &Thread) -> bool {
@@ -139,7 +149,8 @@ mod tests {
 
     fn filter(raw: &str, permissions: &Permissions) -> Filter {
         let mut query = Query::parse(raw).unwrap();
-        let filter = Filter::take(&mut query, &Parameters { senders: "from", recipients: "to" }, permissions);
+        let filter = Filter::take(&mut query, &Parameters { senders: "from", recipients: "to" }, permissions)
+            .of_kind(&mut query);
         query.finish().unwrap();
         filter
     }
@@ -155,6 +166,7 @@ mod tests {
                 "[]".into(),
             ],
             subject: Some("Where is my order?".into()),
+            kind: Some(Kind::Person),
         }
     }
 
@@ -169,10 +181,11 @@ mod tests {
             "from=nobody&from=BOB@",
             "to=carol",
             "subject=ORDER",
+            "kind=person&kind=list",
         ] {
             assert!(takes(raw), "{raw}");
         }
-        for raw in ["labels=unread&labels=urgent", "from=ada@", "to=bob@", "subject=invoice"] {
+        for raw in ["labels=unread&labels=urgent", "from=ada@", "to=bob@", "subject=invoice", "kind=list"] {
             assert!(!takes(raw), "{raw}");
         }
     }

@@ -92,6 +92,8 @@ struct MessageParams {
     to: Option<Vec<String>>,
     /// One of them, as a part of the subject.
     subject: Option<Vec<String>>,
+    /// Ours. One of them: person, auto_reply, bounce, list, calendar, notification, report.
+    kind: Option<Vec<String>>,
 }
 
 /// The messages of an inbox, newest first.
@@ -110,7 +112,7 @@ async fn list(
     let inbox = caller.inbox(&floor, &path.segment(2)?).await?;
     let page = Listing::Messages.page(&mut query)?;
     let names = Parameters { senders: "from", recipients: "to" };
-    let filter = Filter::take(&mut query, &names, &caller.0.permissions);
+    let filter = Filter::take(&mut query, &names, &caller.0.permissions).of_kind(&mut query);
     query.finish()?;
     let limit = page.limit;
     let found = floor.store.read(move |tx| {

@@ -11,6 +11,8 @@ use utoipa::ToSchema;
 use crate::clock::rfc3339;
 use crate::ids::{InboxKey, Prefix, RowId};
 use crate::screen;
+use crate::screen::codes::Code;
+use crate::screen::kind::Kind;
 use crate::screen::structure::Part;
 use crate::store::delivery::Delivery;
 use crate::store::message::{Direction, Message};
@@ -171,6 +173,12 @@ pub(crate) struct MessageView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub verdict: Option<Verdict>,
+    /// Ours: what kind of message it is, by what it says of itself; absent on what this server sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
+    /// Ours: verification codes and links in it, the surest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub codes: Vec<Code>,
     /// Ours: the address it came by, tag included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reached_by: Option<String>,
@@ -234,6 +242,8 @@ impl MessageView {
             state: message.state,
             verified_sender: message.verified_sender,
             verdict: message.verdict,
+            kind: message.kind,
+            codes: message.codes,
             reached_by: message.reached_by,
             duplicate_of: names.duplicate_of,
             unparsed: message.structure.unparsed,

@@ -20,6 +20,7 @@ use crate::api::v0::{filter, load};
 use crate::clock::MINUTE;
 use crate::events::{self, MessageFilter};
 use crate::floor::Floor;
+use crate::screen::kind::Kind;
 use crate::store::message::Message;
 use crate::store::work_item::{self, ItemState};
 use crate::store::{StoreError, inbox};
@@ -42,6 +43,8 @@ pub(crate) struct WaitResponse {
         ("inbox_id" = String, Path),
         ("from" = Option<String>, Query, description = "An exact address, or a domain"),
         ("subject_contains" = Option<String>, Query),
+        ("kind" = Option<Vec<String>>, Query, description = "One of them: person, auto_reply, bounce, list, calendar, notification, report"),
+        ("has_code" = Option<bool>, Query, description = "Only with, or only without, a verification code or link in `codes`"),
         ("verified" = Option<bool>, Query, description = "Only with, or only without, a verified sender"),
         ("since" = Option<String>, Query, description = "Five minutes ago unless given"),
         ("wait_seconds" = Option<i64>, Query, description = "0 to 50"),
@@ -60,13 +63,13 @@ async fn wait(
     let wanted = MessageFilter {
         from: query.text("from"),
         subject_contains: query.text("subject_contains"),
+        kinds: query.words("kind", &Kind::WORDS),
+        has_code: query.boolean("has_code"),
         verified: query.boolean("verified"),
     };
     let since = query.instant("since").unwrap_or_else(|| app.floor.clock.now() - 5 * MINUTE);
     let wait = wait_seconds(query.integer("wait_seconds"))?;
     let complete = query.flag("complete");
-    // `kind` and `has_code` are refused as unknown until messages are screened for them: ignoring them would hand
-    // out the wrong message.
     query.finish()?;
     let found = tokio::select! {
         () = app.stopping.cancelled() => None,
