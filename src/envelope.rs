@@ -32,4 +32,59 @@ pub struct Envelope {
     pub recipients: Vec<Address>,
     /// SMTPUTF8 was asked for in MAIL FROM (RFC 6531 §3.4).
     pub smtputf8: bool,
+    /// What the sender wants to hear of its delivery; `None` where it asked for nothing.
+    pub dsn: Option<Box<Dsn>>,
+    /// REQUIRETLS was asked for in MAIL FROM (RFC 8689): no hop in clear text.
+    pub require_tls: bool,
+}
+
+/// The parameters of RFC 3461, decoded.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Dsn {
+    /// Of the message, what a failure report returns (§4.3).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ret: Option<Ret>,
+    /// The sender's name for the transaction (§4.4).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub envid: Option<String>,
+    /// In the order of the envelope's recipients, each with its own; as long as that list.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub recipients: Vec<DsnRecipient>,
+}
+
+/// RFC 3461 §4.3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ret {
+    Full,
+    Hdrs,
+}
+
+/// What was asked for with one RCPT.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DsnRecipient {
+    /// RFC 3461 §4.1; `None` is the default: failures, and delays where the server likes to tell.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub notify: Option<Notify>,
+    /// RFC 3461 §4.2: `rfc822;ada@agents.example`, xtext undone.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub orcpt: Option<String>,
+}
+
+/// RFC 3461 §4.1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Notify {
+    Never,
+    /// At least one, each once, in the order given.
+    On(Vec<NotifyOn>),
+}
+
+/// An occasion for a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NotifyOn {
+    Success,
+    Failure,
+    Delay,
 }

@@ -6,6 +6,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::dns::Resolver;
 use crate::secrets::Secrets;
+use crate::spool::Spool;
 use crate::store::Store;
 use crate::store::body::BodyStore;
 use crate::tls::Tls;
@@ -16,6 +17,7 @@ pub struct Floor {
     pub clock: Clock,
     pub store: Store,
     pub bodies: BodyStore,
+    pub spool: Spool,
     pub dns: Resolver,
     pub tls: Tls,
     pub secrets: Secrets,
@@ -60,8 +62,10 @@ pub(crate) mod testing {
             let config = Config::parse(std::path::Path::new("test.toml"), &text, std::iter::empty()).unwrap();
             let (clock, hand) = Clock::scripted(START);
             let store = Store::open(&config.database.url, clock.clone()).await.unwrap();
+            let spool = Spool::open(&folder.path().join("spool")).unwrap();
             let floor = Floor {
-                bodies: BodyStore::open(&config.storage.url).unwrap(),
+                bodies: BodyStore::open(&config.storage.url, spool.clone()).unwrap(),
+                spool,
                 dns: Resolver::new(&["127.0.0.1:9".parse().unwrap()]).unwrap(),
                 tls: Tls::open(&config.hostname, folder.path(), None).unwrap(),
                 secrets: Secrets::open_or_create(&folder.path().join("master.key")).unwrap(),

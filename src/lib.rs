@@ -20,7 +20,7 @@
 //!  work     claim · lease · fence · complete
 //!
 //!  ──────────────────────────── the floor ────────────────────────────
-//!  store · principal · secrets · dns · tls · clock · ids · config · observe
+//!  store · spool · principal · secrets · dns · tls · clock · ids · config · observe
 //! ```
 //!
 //! Dependencies point along the road and down to the floor. One goes back: `deliver → inbox` (local recipients
@@ -31,7 +31,8 @@
 //! 1. `smtp::serve` accepts, if its door has room. `smtp::dialogue::converse` reads lines and waits;
 //!    `smtp::command` parses each, `smtp::session` says what the verb does. No socket, no database in those two.
 //! 2. RCPT asks `inbox::route`: an inbox of ours (its tag kept), nobody, or not our domain: refused here.
-//! 3. DATA: `smtp::data` takes octets until CRLF.CRLF and nothing else, and `inbox::receive` takes over.
+//! 3. DATA: `smtp::data` takes octets until CRLF.CRLF and nothing else; what is large goes into the `spool`.
+//!    `inbox::receive` takes over.
 //! 4. `verify::verify` makes the `Verdict`, within its deadline; a DMARC failure under `p=reject` ends here.
 //!    `verify::stamp` puts ours on top and takes foreign results with our name out.
 //! 5. `screen::structure` reads the message once, bounded, for every room that comes later.
@@ -80,6 +81,7 @@ pub mod screen;
 pub mod secrets;
 pub mod server;
 pub mod smtp;
+pub mod spool;
 pub mod store;
 pub mod tls;
 pub mod verify;

@@ -29,6 +29,7 @@ use crate::dns::{DnsError, Resolver};
 use crate::floor::Floor;
 use crate::inbox;
 use crate::secrets::{Secrets, SecretsError};
+use crate::spool::Spool;
 use crate::store::body::BodyStore;
 use crate::store::{Store, StoreError, dkim_key};
 use crate::tls::{Tls, TlsError};
@@ -115,8 +116,11 @@ pub async fn open_floor(config: Config, dev: bool) -> Result<Arc<Floor>, ServerE
         .map_err(|source| ServerError::Database { url: url.clone(), source })?;
     let secrets = open_secrets(&config, &store).await?;
     let tls = Tls::open(&config.hostname, &config.data_dir, config.tls.files.as_ref())?;
+    let folder = config.data_dir.join("spool");
+    let spool = Spool::open(&folder).map_err(|source| ServerError::DataDir { path: folder, source })?;
     let floor = Floor {
-        bodies: BodyStore::open(&config.storage.url).map_err(ServerError::Bodies)?,
+        bodies: BodyStore::open(&config.storage.url, spool.clone()).map_err(ServerError::Bodies)?,
+        spool,
         dns: Resolver::new(&config.dns.servers)?,
         config: Arc::new(config),
         clock,
@@ -154,6 +158,8 @@ impl Server {
     pub async fn start(config: Config, dev: bool) -> Result<Server, ServerError> {
         let lock = lock(&config)?;
         let floor = open_floor(config, dev).await?;
+        let folder = || floor.config.data_dir.join("spool");
+        floor.spool.sweep().map_err(|source| ServerError::DataDir { path: folder(), source })?;
         ensure_admin_key(&floor).await?;
         dkim::make_missing(&floor.store, &floor.secrets, &floor.config.domains).await?;
         // A key that does not open is found here, not when mail goes out unsigned.

@@ -20,6 +20,7 @@ use crate::floor::Floor;
 use crate::inbox::{self, Route};
 use crate::principal::{Permissions, Scope};
 use crate::secrets::Secrets;
+use crate::spool::Spool;
 use crate::store::body::BodyStore;
 use crate::store::key::{self, NewKey};
 use crate::store::{Store, StoreError};
@@ -49,10 +50,12 @@ async fn floor(folder: &Path) -> Arc<Floor> {
         })
         .await;
     made.unwrap();
+    let spool = Spool::open(&folder.join("spool")).unwrap();
     Arc::new(Floor {
         clock: Clock::system(),
         dns: Resolver::new(&config.dns.servers).unwrap(),
-        bodies: BodyStore::open(&config.storage.url).unwrap(),
+        bodies: BodyStore::open(&config.storage.url, spool.clone()).unwrap(),
+        spool,
         tls: Tls::open(&config.hostname, &config.data_dir, None).unwrap(),
         secrets: Secrets::open_or_create(&folder.join("master.key")).unwrap(),
         config: Arc::new(config),
@@ -127,10 +130,12 @@ async fn deliver(floor: &Arc<Floor>, inboxes: &[&str]) {
         mail_from: Some("bob@remote.example".parse().unwrap()),
         recipients: addresses,
         smtputf8: false,
+        dsn: None,
+        require_tls: false,
     };
     let raw =
         b"From: Bob <bob@remote.example>\r\nSubject: Hello\r\nMessage-ID: <1@remote.example>\r\n\r\nHi.\r\n";
-    inbox::receive(floor, envelope, recipients, raw.to_vec()).await.unwrap();
+    inbox::receive(floor, envelope, recipients, raw.to_vec().into()).await.unwrap();
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 /// Octets. RFC 5321 §4.5.3.1.7: at least 64K octets of message content must be accepted.
 pub const SMALLEST_MAX_MESSAGE_SIZE: u64 = 64 * 1024;
 
-/// Octets. A message is held in memory once while it is received; the largest providers take 150 MB.
+/// Octets. Larger than what the largest providers take (150 MB), and still a body that is read in one piece.
 pub const LARGEST_MAX_MESSAGE_SIZE: u64 = 256 * 1024 * 1024;
 
 /// Octets. What Gmail sends at most, and what most servers take.
@@ -52,10 +52,14 @@ pub(crate) const SMTP_SESSIONS: usize = 1_000;
 /// address; mox allows 30. Loopback is not counted: what runs on this machine needs no door to hurt it.
 pub(crate) const SMTP_SESSIONS_PER_PEER: usize = 50;
 
-/// Octets of messages that all sessions of a listener together hold while they receive and commit; at least
-/// twice the largest message that the operator allows. Beyond it, a message is answered 452 and comes again
-/// later. Reading and storing a message takes up to three times its size for a moment.
+/// Octets of memory that the messages of all sessions of a listener together hold while they are received and
+/// committed, none of them more than 2 MiB: what is larger is in the spool. Beyond it, a message is answered
+/// 452 and comes again later. Reading and storing a message takes up to three times its share for a moment.
 pub(crate) const SMTP_DATA_BUDGET: usize = 256 * 1024 * 1024;
+
+/// Octets of disk that messages above 1 MiB together hold in the spool of a listener, twice that for a moment
+/// while they are stamped; at least four times the largest message that the operator allows.
+pub(crate) const SMTP_SPOOL_BUDGET: usize = 4 * 1024 * 1024 * 1024;
 
 /// Octets of a command line with its CRLF. RFC 5321 §4.5.3.1.4 says 512, plus what extensions add: SIZE 26
 /// (RFC 1870 §3), BODY 17 (RFC 6152 §2), SMTPUTF8 10 (RFC 6531 §3.1), and as much again for those that a

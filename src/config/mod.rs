@@ -388,7 +388,7 @@ fn message_size(value: &Value) -> Result<u64, String> {
         return Err("is below 64KiB, which RFC 5321 §4.5.3.1.7 wants every server to take".into());
     }
     if size > limits::LARGEST_MAX_MESSAGE_SIZE {
-        return Err("is above 256MiB; a message is held in memory while it comes in".into());
+        return Err("is above 256MiB; other servers take 150 MB at most".into());
     }
     Ok(size)
 }

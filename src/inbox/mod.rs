@@ -18,11 +18,13 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::address::Address;
+use crate::clock::Millis;
 use crate::deliver::return_path;
 use crate::envelope::{Envelope, Peer, ReversePath};
 use crate::floor::Floor;
 use crate::ids::{InboxKey, random_token};
 use crate::screen::{self, Meaning, structure::Structure};
+use crate::spool::{self, Octets};
 use crate::store::delivery::{Delivery, Returned};
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, DEFAULT_POD, InboxStatus, NewInbox};
@@ -221,7 +223,7 @@ pub async fn receive(
     floor: &Arc<Floor>,
     envelope: Envelope,
     recipients: Vec<Recipient>,
-    raw: Vec<u8>,
+    raw: Octets,
 ) -> Result<Receipt, Refusal> {
     let id = random_token::<10>();
     let received_at = floor.clock.now();
@@ -234,8 +236,7 @@ pub async fn receive(
         let text = format!("{} asks to reject mail that fails DMARC", verdict.dmarc.domain);
         return Err(Refusal::new(550, "5.7.1", text));
     }
-    let stamped = verify::stamp(hostname, &envelope, &id, received_at, &verdict, &raw);
-    drop(raw);
+    let stamped = stamp(floor, &envelope, &id, received_at, &verdict, raw)?;
     let (stamped, structure) = read(stamped, &id).await?;
     let mut incoming = incoming(floor, structure, verdict, envelope.mail_from, &stamped);
     if recipients.iter().any(|recipient| recipient.answers.is_some()) {
@@ -248,8 +249,32 @@ pub async fn receive(
     Ok(Receipt { id })
 }
 
+/// The message as it is stored: in memory or in the spool, as it came.
+fn stamp(
+    floor: &Floor,
+    envelope: &Envelope,
+    id: &str,
+    received_at: Millis,
+    verdict: &Verdict,
+    raw: Octets,
+) -> Result<Octets, Refusal> {
+    let hostname = &floor.config.hostname;
+    if let Octets::Memory(raw) = raw {
+        return Ok(verify::stamp(hostname, envelope, id, received_at, verdict, &raw).into());
+    }
+    let copy = || {
+        let mut draft = floor.spool.begin()?;
+        verify::stamp_into(&mut draft, hostname, envelope, id, received_at, verdict, &raw)?;
+        draft.finish()
+    };
+    spool::aside(raw.len(), copy).map_err(|error| {
+        tracing::error!(id, %error, "a message could not be spooled; its sender keeps it");
+        Refusal::ours(&StoreError::Storage(error.to_string()), id)
+    })
+}
+
 /// Reads a message, off the async threads where it is large.
-async fn read(raw: Vec<u8>, id: &str) -> Result<(Vec<u8>, Structure), Refusal> {
+async fn read(raw: Octets, id: &str) -> Result<(Octets, Structure), Refusal> {
     if raw.len() <= PARSE_INLINE {
         let structure = screen::structure(&raw);
         return Ok((raw, structure));
@@ -279,7 +304,7 @@ fn incoming(
         meaning: screen::meaning(stamped, &structure, sender),
         author_is_ours: author.as_ref().is_some_and(|a| floor.is_ours(a.domain())),
         author,
-        body_hash: Sha256::digest(body).to_vec(),
+        body_hash: spool::aside(body.len(), || Sha256::digest(body).to_vec()),
         size: stamped.len() as i64,
         structure,
         verdict,
@@ -419,6 +444,8 @@ fn stamp_local(
         mail_from: Some(sender.clone()),
         recipients: vec![recipient.address.clone()],
         smtputf8: false,
+        dsn: None,
+        require_tls: false,
     };
     verify::stamp(&floor.config.hostname, &envelope, &random_token::<10>(), floor.clock.now(), verdict, raw)
 }

@@ -13,6 +13,7 @@ use crate::deliver::compose::{Composition, compose};
 use crate::deliver::dkim;
 use crate::dns::Resolver;
 use crate::secrets::Secrets;
+use crate::spool::Spool;
 use crate::store::Store;
 use crate::store::body::{self, BodyStore};
 use crate::store::delivery::NewDelivery;
@@ -124,10 +125,12 @@ async fn floor(folder: &Path, port: u16) -> Arc<Floor> {
     let store = Store::open(&config.database.url, Clock::system()).await.unwrap();
     let secrets = Secrets::open_or_create(&folder.join("master.key")).unwrap();
     dkim::make_missing(&store, &secrets, &config.domains).await.unwrap();
+    let spool = Spool::open(&folder.join("spool")).unwrap();
     Arc::new(Floor {
         clock: Clock::system(),
         dns: Resolver::new(&config.dns.servers).unwrap(),
-        bodies: BodyStore::open(&config.storage.url).unwrap(),
+        bodies: BodyStore::open(&config.storage.url, spool.clone()).unwrap(),
+        spool,
         tls: Tls::open(&config.hostname, &config.data_dir, config.tls.files.as_ref()).unwrap(),
         config: Arc::new(config),
         store,

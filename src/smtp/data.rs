@@ -9,14 +9,9 @@
 //!
 //! RFC 5321 §2.3.8 (lines), §4.1.1.4 (DATA), §4.5.2 (transparency); RFC 1870 (size).
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use memchr::memchr3;
 
-/// First piece of memory for a message; most fit in it.
-const FIRST_PIECE: usize = 16 * 1024;
-
-/// Up to here a message is small: nearly all mail without attachments.
-const SMALL: usize = 1024 * 1024;
+use crate::smtp::intake::Intake;
 
 /// Where in a line the reader stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,27 +52,14 @@ pub(crate) enum Progress {
     Fault(Fault),
 }
 
-/// What a whole message came to.
-#[derive(Debug)]
-pub(crate) enum Content {
-    /// The message without its transparency dots, and its share of the budget, to be held as long as it is.
-    Kept(Vec<u8>, Share),
-    /// Over the limit. RFC 1870 §6.3 counts as we do: CRLFs yes, dots of transparency and the final one no.
-    TooLarge,
-    /// Within the limit, but all sessions together hold too much at the moment.
-    NoRoom,
-}
-
 pub(crate) struct DataReader {
     state: State,
-    limit: usize,
-    kept: Content,
+    intake: Intake,
 }
 
 impl DataReader {
-    pub(crate) fn new(limit: usize, budget: &Arc<Budget>) -> DataReader {
-        let share = Share { budget: Arc::clone(budget), held: 0 };
-        DataReader { state: State::LineStart, limit, kept: Content::Kept(Vec::new(), share) }
+    pub(crate) fn new(intake: Intake) -> DataReader {
+        DataReader { state: State::LineStart, intake }
     }
 
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Progress {
@@ -92,7 +74,7 @@ impl DataReader {
                 (State::Dot, b'\r') => State::DotCr,
                 (State::DotCr, b'\n') => return Progress::Done { used: at },
                 (State::Cr, b'\n') => {
-                    self.keep(b"\r\n");
+                    self.intake.keep(b"\r\n");
                     State::LineStart
                 }
                 (State::Cr | State::DotCr, _) => return Progress::Fault(Fault::BareCr),
@@ -102,8 +84,8 @@ impl DataReader {
                 (State::LineStart | State::Dot | State::InLine, _) => {
                     let from = at - 1;
                     let rest = bytes.get(at..).unwrap_or_default();
-                    at += rest.iter().position(|&b| matches!(b, b'\r' | b'\n' | 0)).unwrap_or(rest.len());
-                    self.keep(bytes.get(from..at).unwrap_or_default());
+                    at += memchr3(b'\r', b'\n', 0, rest).unwrap_or(rest.len());
+                    self.intake.keep(bytes.get(from..at).unwrap_or_default());
                     State::InLine
                 }
             };
@@ -111,68 +93,71 @@ impl DataReader {
         Progress::More
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
-        let Content::Kept(raw, share) = &mut self.kept else { return };
-        let length = raw.len() + bytes.len();
-        if length > self.limit {
-            self.kept = Content::TooLarge;
-            return;
-        }
-        if length > raw.capacity() {
-            // Doubling, so that copying stays linear, and counted as what it really takes.
-            let capacity = length.max(FIRST_PIECE).max(raw.capacity() * 2).min(self.limit.max(length));
-            if !share.grow_to(capacity) || raw.try_reserve_exact(capacity - raw.len()).is_err() {
-                self.kept = Content::NoRoom;
-                return;
-            }
-        }
-        raw.extend_from_slice(bytes);
+    /// Where the octets go, to be settled between pushes.
+    pub(crate) fn intake(&mut self) -> &mut Intake {
+        &mut self.intake
     }
 
     /// The message, once `push` said `Done`.
-    pub(crate) fn finish(self) -> Content {
-        self.kept
+    pub(crate) fn finish(self) -> Intake {
+        self.intake
     }
 }
 
-/// The octets that all sessions together may hold.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    limit: usize,
-    held: AtomicUsize,
+/// Reads the chunks of BDAT, whose ends are counted and not looked for (RFC 3030 §2): nothing in them can be
+/// taken for a command, and the dots stay.
+///
+/// A bare CR or LF or a NUL in them is a fault all the same: only BINARYMIME (RFC 3030 §3) may carry such
+/// octets, and we do not offer it. Stored, they would be smuggled mail for whoever reads or forwards the
+/// message line by line. The fault is told after the last chunk, because the framing stands.
+pub(crate) struct ChunkReader {
+    after_cr: bool,
+    fault: Option<Fault>,
+    intake: Intake,
 }
 
-impl Budget {
-    pub(crate) fn new(limit: usize) -> Arc<Budget> {
-        Arc::new(Budget { limit, held: AtomicUsize::new(0) })
+impl ChunkReader {
+    pub(crate) fn new(intake: Intake) -> ChunkReader {
+        ChunkReader { after_cr: false, fault: None, intake }
     }
-}
 
-/// What one message holds of the budget, given back when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Share {
-    budget: Arc<Budget>,
-    held: usize,
-}
-
-impl Share {
-    /// Large messages together get half of the budget, so that a few of them, sent slowly, cannot keep
-    /// everybody's small ones out.
-    fn grow_to(&mut self, total: usize) -> bool {
-        let more = total.saturating_sub(self.held);
-        let limit = if total > SMALL { self.budget.limit / 2 } else { self.budget.limit };
-        let fits = |held: usize| held.checked_add(more).filter(|&sum| sum <= limit);
-        let grown = self.budget.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
-        if grown {
-            self.held += more;
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        if self.fault.is_none() {
+            self.fault = self.look(bytes);
         }
-        grown
+        self.intake.keep(bytes);
     }
-}
 
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.held, Ordering::Relaxed);
+    fn look(&mut self, bytes: &[u8]) -> Option<Fault> {
+        let mut rest = bytes;
+        while let Some((&first, _)) = rest.split_first() {
+            if self.after_cr && first != b'\n' {
+                return Some(Fault::BareCr);
+            }
+            let at = if self.after_cr { Some(0) } else { memchr3(b'\r', b'\n', 0, rest) };
+            let Some(at) = at else { return None };
+            match rest.get(at) {
+                Some(b'\r') => self.after_cr = true,
+                Some(b'\n') if self.after_cr => self.after_cr = false,
+                Some(b'\n') => return Some(Fault::BareLf),
+                _ => return Some(Fault::Nul),
+            }
+            rest = rest.get(at + 1..).unwrap_or_default();
+        }
+        None
+    }
+
+    pub(crate) fn intake(&mut self) -> &mut Intake {
+        &mut self.intake
+    }
+
+    /// The message, once the last chunk was pushed.
+    pub(crate) fn finish(self) -> Result<Intake, Fault> {
+        match self.fault {
+            Some(fault) => Err(fault),
+            None if self.after_cr => Err(Fault::BareCr),
+            None => Ok(self.intake),
+        }
     }
 }
 
@@ -180,7 +165,11 @@ impl Drop for Share {
 mod tests {
     use proptest::prelude::*;
 
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::smtp::intake::Lost;
+    use crate::smtp::intake::tests::room;
     use crate::smtp::transcript::corpus;
 
     const LIMIT: usize = 1000;
@@ -190,23 +179,22 @@ mod tests {
     enum Outcome {
         Message(Vec<u8>, usize),
         TooLarge(usize),
-        NoRoom,
         Unfinished,
         Fault(Fault),
     }
 
     fn read_in<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limit: usize) -> Outcome {
-        let mut reader = DataReader::new(limit, &Budget::new(1 << 20));
+        let mut reader = DataReader::new(Intake::new(limit as u64, &room(1 << 20, 0)));
         let mut before = 0;
         for piece in pieces {
             match reader.push(piece) {
                 Progress::More => before += piece.len(),
                 Progress::Fault(fault) => return Outcome::Fault(fault),
                 Progress::Done { used } => {
-                    return match reader.finish() {
-                        Content::Kept(raw, _) => Outcome::Message(raw, before + used),
-                        Content::TooLarge => Outcome::TooLarge(before + used),
-                        Content::NoRoom => Outcome::NoRoom,
+                    return match reader.finish().finish().now_or_never().unwrap() {
+                        Ok(taken) => Outcome::Message(taken.octets.to_vec(), before + used),
+                        Err(Lost::TooLarge(_)) => Outcome::TooLarge(before + used),
+                        Err(lost) => panic!("{lost}"),
                     };
                 }
             }
@@ -302,35 +290,37 @@ mod tests {
         assert_eq!(read(&hidden), Outcome::Fault(Fault::BareLf));
     }
 
+    /// In chunks nothing ends a message and no dot goes; what is no line end is found wherever it is cut.
     #[test]
-    fn all_sessions_share_one_budget() {
-        let budget = Budget::new(3 * FIRST_PIECE);
-        let piece = b"x".repeat(FIRST_PIECE);
-        let mut readers: Vec<_> = (0..4).map(|_| DataReader::new(1 << 20, &budget)).collect();
-        for reader in &mut readers {
-            assert_eq!(reader.push(&piece), Progress::More);
+    fn chunks_carry_lines_and_nothing_else() {
+        let table: &[(&[u8], Result<(), Fault>)] = &[
+            (b"", Ok(())),
+            (b"Subject: x\r\n\r\n.\r\n..\r\nno end", Ok(())),
+            (b"a\r\n\r\n\r\n", Ok(())),
+            (b"a\nb\r\n", Err(Fault::BareLf)),
+            (b"a\rb\r\n", Err(Fault::BareCr)),
+            (b"a\r\r\n", Err(Fault::BareCr)),
+            (b"a\r", Err(Fault::BareCr)),
+            (b"a\r\0\n", Err(Fault::BareCr)),
+            (b"a\0b\r\n", Err(Fault::Nul)),
+            (b"\n", Err(Fault::BareLf)),
+        ];
+        for (octets, expected) in table {
+            for cut in 0..=octets.len() {
+                let mut reader = ChunkReader::new(Intake::new(1000, &room(1 << 20, 0)));
+                reader.push(&octets[..cut]);
+                reader.push(&octets[cut..]);
+                let shown = String::from_utf8_lossy(octets);
+                match reader.finish() {
+                    Err(fault) => assert_eq!(Err(fault), *expected, "{shown:?} cut at {cut}"),
+                    Ok(intake) => {
+                        assert_eq!(*expected, Ok(()), "{shown:?} cut at {cut}");
+                        let taken = intake.finish().now_or_never().unwrap().unwrap();
+                        assert_eq!(&taken.octets[..], *octets);
+                    }
+                }
+            }
         }
-        let last = readers.pop().unwrap();
-        assert!(matches!(last.finish(), Content::NoRoom));
-        assert_eq!(budget.held.load(Ordering::Relaxed), 3 * FIRST_PIECE);
-        drop(readers);
-        assert_eq!(budget.held.load(Ordering::Relaxed), 0);
-    }
-
-    /// A few senders of large messages who take their time do not keep small ones out.
-    #[test]
-    fn large_messages_leave_room_for_small_ones() {
-        let budget = Budget::new(8 * SMALL);
-        let large = b"x".repeat(3 * SMALL);
-        let mut readers: Vec<_> = (0..5).map(|_| DataReader::new(4 * SMALL, &budget)).collect();
-        for reader in &mut readers {
-            reader.push(&large);
-        }
-        let kept = |reader: &DataReader| matches!(reader.kept, Content::Kept(..));
-        assert_eq!(readers.iter().filter(|reader| kept(reader)).count(), 1);
-        let mut small = DataReader::new(4 * SMALL, &budget);
-        small.push(b"hello");
-        assert!(kept(&small));
     }
 
     /// Octets that are likely to matter, in any order.

@@ -14,9 +14,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::limits;
-use crate::smtp::data::{Content, DataReader, Fault, Progress};
+use crate::smtp::data::{DataReader, Fault, Progress};
+use crate::smtp::intake::{Intake, Lost, Taken};
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Caller, Session, Step, too_large};
+use crate::smtp::session::{Caller, Session, Step};
 use crate::smtp::wire::{Wire, WireError};
 use crate::smtp::{Backend, House};
 use crate::tls;
@@ -131,15 +132,15 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let limit = house.max_message_size;
-    let reader = DataReader::new(usize::try_from(limit).unwrap_or(usize::MAX), &house.budget);
-    let content = match timeout(limits::SMTP_DATA_TIME, read_data(reader, limit, wire)).await {
-        Ok(Ok(content)) => content,
+    let reader = DataReader::new(Intake::new(limit, &house.room));
+    let intake = match timeout(limits::SMTP_DATA_TIME, read_data(reader, limit, wire)).await {
+        Ok(Ok(intake)) => intake,
         Ok(Err(Broken::Fault(fault))) => {
             let reply = session.give_up(Reply::new(550, "6.0", fault));
             return Err(close(wire, &reply));
         }
         Ok(Err(Broken::Endless)) => {
-            let reply = session.give_up(too_large(limit));
+            let reply = session.give_up(Lost::TooLarge(limit).reply());
             return Err(close(wire, &reply));
         }
         Ok(Err(Broken::Lost(error))) => return Err(End::Lost(error)),
@@ -148,11 +149,10 @@ where
             return Err(close(wire, &reply));
         }
     };
-    Ok(match content {
-        // The share is held until the message is stored or refused.
-        Content::Kept(raw, _share) => session.receive(raw).await,
-        Content::TooLarge => session.give_up(too_large(limit)),
-        Content::NoRoom => session.give_up(Reply::new(452, "3.1", "Too much mail at the moment, try again")),
+    Ok(match intake.finish().await {
+        // The share of the budgets is held until the message is stored or refused.
+        Ok(Taken { octets, held: _held }) => session.receive(octets).await,
+        Err(lost) => session.give_up(lost.reply()),
     })
 }
 
@@ -165,7 +165,7 @@ enum Broken {
     Lost(WireError),
 }
 
-async fn read_data<S>(mut reader: DataReader, limit: u64, wire: &mut Wire<S>) -> Result<Content, Broken>
+async fn read_data<S>(mut reader: DataReader, limit: u64, wire: &mut Wire<S>) -> Result<Intake, Broken>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -183,6 +183,7 @@ where
         }
         let octets = wire.received().len();
         wire.consume(octets);
+        reader.intake().settle().await;
         seen = seen.saturating_add(octets as u64);
         if seen > patience {
             return Err(Broken::Endless);

@@ -13,6 +13,7 @@ mod command;
 mod data;
 mod dialogue;
 mod door;
+mod intake;
 mod reply;
 mod session;
 #[cfg(test)]
@@ -37,8 +38,10 @@ use crate::floor::Floor;
 use crate::ids;
 use crate::inbox::{self, InboxError, Receipt, Recipient, Refusal, Route};
 use crate::smtp::door::{Door, Full};
+use crate::smtp::intake::{Budget, Room};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::Caller;
+use crate::spool::Octets;
 use crate::tls::Tls;
 
 /// How long to leave the listener alone after it failed: what fails here is almost always the limit of open
@@ -53,13 +56,18 @@ pub async fn serve(floor: Arc<Floor>, listener: TcpListener, shutdown: Cancellat
     let config = &floor.config;
     let first_domain = config.domains.first().unwrap_or(&config.hostname);
     let largest = usize::try_from(config.smtp.max_message_size).unwrap_or(usize::MAX);
+    let room = Room {
+        spool: floor.spool.clone(),
+        memory: Budget::new(limits::SMTP_DATA_BUDGET),
+        disk: Budget::new(limits::SMTP_SPOOL_BUDGET.max(largest.saturating_mul(4))),
+    };
     let house = House {
         hostname: config.hostname.clone(),
         first_domain: first_domain.clone(),
         max_message_size: config.smtp.max_message_size,
         error_pause: limits::SMTP_ERROR_PAUSE,
         tls: floor.tls.clone(),
-        budget: data::Budget::new(limits::SMTP_DATA_BUDGET.max(largest.saturating_mul(2))),
+        room,
         backend: floor,
     };
     let door = Door::new(limits::SMTP_SESSIONS, limits::SMTP_SESSIONS_PER_PEER);
@@ -78,7 +86,7 @@ pub(crate) struct House<B> {
     /// How long the answer to an error waits, after the first few.
     pub(crate) error_pause: Duration,
     pub(crate) tls: Tls,
-    pub(crate) budget: Arc<data::Budget>,
+    pub(crate) room: Room,
 }
 
 /// What a session needs from further down the road, so that it can be tested as a conversation. The floor
@@ -99,7 +107,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
         &self,
         envelope: Envelope,
         recipients: Vec<Self::Recipient>,
-        raw: Vec<u8>,
+        raw: Octets,
     ) -> impl Future<Output = Result<Self::Receipt, Refusal>> + Send;
 
     /// What the committed message is called, in the 250 and in the log.
@@ -131,7 +139,7 @@ impl Backend for Arc<Floor> {
         &self,
         envelope: Envelope,
         recipients: Vec<Recipient>,
-        raw: Vec<u8>,
+        raw: Octets,
     ) -> Result<Receipt, Refusal> {
         inbox::receive(self, envelope, recipients, raw).await
     }

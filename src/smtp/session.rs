@@ -17,8 +17,10 @@ use crate::address::Address;
 use crate::config::limits;
 use crate::envelope::{Envelope, Peer, ReversePath};
 use crate::smtp::command::{self, Command, CommandError, ForwardPath, Mail};
+use crate::smtp::intake::Lost;
 use crate::smtp::reply::Reply;
 use crate::smtp::{Backend, House, Routed};
+use crate::spool::Octets;
 
 /// What the conversation does next.
 #[derive(Debug, PartialEq, Eq)]
@@ -174,7 +176,7 @@ impl<'h, B: Backend> Session<'h, B> {
         }
         // RFC 1870 §6.1
         if mail.size.is_some_and(|size| size > self.house.max_message_size) {
-            return Step::Say(too_large(self.house.max_message_size));
+            return Step::Say(Lost::TooLarge(self.house.max_message_size).reply());
         }
         self.transaction = Some(Transaction {
             from: mail.from,
@@ -247,7 +249,7 @@ impl<'h, B: Backend> Session<'h, B> {
     }
 
     /// The message is here: hand it on. Whatever comes of it, the transaction is over.
-    pub(crate) async fn receive(&mut self, raw: Vec<u8>) -> Reply {
+    pub(crate) async fn receive(&mut self, raw: Octets) -> Reply {
         let Some((hello, transaction)) = self.hello.as_ref().zip(self.transaction.take()) else {
             return Reply::new(503, "5.1", "No message is under way");
         };
@@ -266,6 +268,8 @@ impl<'h, B: Backend> Session<'h, B> {
             mail_from: transaction.from,
             recipients: transaction.paths,
             smtputf8: transaction.smtputf8,
+            dsn: None,
+            require_tls: false,
         };
         let (from, size_octets, recipients) =
             (path(&envelope.mail_from), raw.len(), envelope.recipients.len());
@@ -341,10 +345,6 @@ impl<'h, B: Backend> Session<'h, B> {
     fn trouble(&self) -> Reply {
         Reply::new(451, "3.0", format_args!("Temporary trouble on our side, try again ({})", self.caller.id))
     }
-}
-
-pub(crate) fn too_large(limit: u64) -> Reply {
-    Reply::new(552, "3.4", format_args!("Larger than the {limit} octets taken here"))
 }
 
 fn unsynchronized() -> Step {

@@ -75,7 +75,7 @@ impl Backend for Ledger {
         &self,
         envelope: Envelope,
         recipients: Vec<Address>,
-        raw: Vec<u8>,
+        raw: Octets,
     ) -> Result<String, Refusal> {
         assert_eq!(envelope.recipients, recipients);
         let text = String::from_utf8_lossy(&raw);
@@ -86,7 +86,7 @@ impl Backend for Ledger {
             return Err(Refusal { code: 451, enhanced: "4.3.0", text: "Try again".into() });
         }
         let mut received = self.received.lock().unwrap();
-        received.push((envelope, raw));
+        received.push((envelope, raw.to_vec()));
         Ok(format!("message {}", received.len()))
     }
 
@@ -109,7 +109,7 @@ pub(super) fn house(ledger: &Ledger) -> House<Ledger> {
         max_message_size: 64 * 1024,
         error_pause: Duration::from_millis(1),
         tls: TLS.clone(),
-        budget: data::Budget::new(1 << 20),
+        room: intake::tests::room(1 << 20, 1 << 24),
     }
 }
 

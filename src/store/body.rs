@@ -5,16 +5,18 @@
 //! them; an object without a row is an orphan of a crash, swept after a day. Compression (zstd 1) happens
 //! before the transaction, never in it.
 
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use object_store::ObjectStoreExt;
 use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStoreExt, PutPayload};
 
 use super::{Store, StoreError, Tx};
 use crate::clock::{DAY, Millis};
 use crate::config::StorageUrl;
 use crate::ids::{InboxKey, random_token};
+use crate::spool::{self, Octets, Spool};
 
 /// Octets up to which a body stands in the database. Proposed by reference/stack.md §4: a durable file costs
 /// two fsyncs of its own, which group commit cannot share; far beyond 1 MiB the WAL would carry it twice.
@@ -35,18 +37,19 @@ pub struct Body {
 #[derive(Clone)]
 pub struct BodyStore {
     objects: Arc<dyn object_store::ObjectStore>,
+    spool: Spool,
 }
 
 impl BodyStore {
     /// S3 takes its credentials from the environment, as AWS's own tools do.
-    pub fn open(url: &StorageUrl) -> Result<BodyStore, StoreError> {
+    pub fn open(url: &StorageUrl, spool: Spool) -> Result<BodyStore, StoreError> {
         let failed = |e: object_store::Error| StoreError::Unavailable(format!("object store: {e}"));
         match url {
             StorageUrl::Folder(folder) => {
                 std::fs::create_dir_all(folder)
                     .map_err(|e| StoreError::Unavailable(format!("{}: {e}", folder.display())))?;
                 let local = object_store::local::LocalFileSystem::new_with_prefix(folder).map_err(failed)?;
-                Ok(BodyStore { objects: Arc::new(local.with_fsync(true)) })
+                Ok(BodyStore { objects: Arc::new(local.with_fsync(true)), spool })
             }
             StorageUrl::S3 { bucket, prefix } => {
                 let s3 = object_store::aws::AmazonS3Builder::from_env()
@@ -55,6 +58,7 @@ impl BodyStore {
                     .map_err(failed)?;
                 Ok(BodyStore {
                     objects: Arc::new(object_store::prefix::PrefixStore::new(s3, prefix.as_str())),
+                    spool,
                 })
             }
         }
@@ -69,20 +73,28 @@ impl BodyStore {
             return Ok(plain());
         }
         if raw.len() > LARGEST_ROW {
-            // Long enough to hold up others on this thread.
-            let octets = raw.to_vec();
-            let packed = tokio::task::spawn_blocking(move || pack(&octets)).await;
-            let packed = packed.map_err(|e| StoreError::Storage(format!("compressing a message: {e}")))??;
+            let packed = spool::aside(raw.len(), || self.pack_large(raw)).map_err(unpacked)?;
             let name = format!("{pod}/{}", random_token::<20>());
-            self.objects.put(&ObjectPath::from(name.as_str()), packed.into()).await.map_err(unwritten)?;
+            let octets = PutPayload::from_bytes(packed.into_bytes());
+            self.objects.put(&ObjectPath::from(name.as_str()), octets).await.map_err(unwritten)?;
             return Ok(Body { codec: "object", size, bytes: None, object: Some(name) });
         }
-        let packed = pack(raw)?;
+        let packed = zstd::bulk::compress(raw, 1).map_err(unpacked)?;
         // Attachments are compressed mostly: below a tenth of gain the plain octets are read faster.
         if packed.len() * 10 > raw.len() * 9 {
             return Ok(plain());
         }
         Ok(Body { codec: "zstd", size, bytes: Some(Arc::new(packed)), object: None })
+    }
+
+    /// From the slice into a spool file, so that neither form of a large body stands in memory.
+    fn pack_large(&self, raw: &[u8]) -> io::Result<Octets> {
+        let mut draft = self.spool.begin()?;
+        let mut encoder = zstd::Encoder::new(&mut draft, 1)?;
+        encoder.set_pledged_src_size(Some(raw.len() as u64))?;
+        encoder.write_all(raw)?;
+        encoder.finish()?;
+        draft.finish()
     }
 
     /// Deletes objects that no row names and that are older than a day: a crash came between object and row.
@@ -138,8 +150,8 @@ impl BodyStore {
     }
 }
 
-fn pack(raw: &[u8]) -> Result<Vec<u8>, StoreError> {
-    zstd::bulk::compress(raw, 1).map_err(|e| StoreError::Storage(format!("compressing a message: {e}")))
+fn unpacked(e: io::Error) -> StoreError {
+    StoreError::Storage(format!("compressing a message: {e}"))
 }
 
 fn unwritten(e: object_store::Error) -> StoreError {

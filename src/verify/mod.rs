@@ -28,7 +28,7 @@ use crate::screen::fields;
 use crate::screen::structure::Mailbox;
 use spf::SpfCheck;
 
-pub use stamp::stamp;
+pub use stamp::{stamp, stamp_into};
 pub use verdict::Verdict;
 
 use verdict::{AuthResult, Dkim, Dmarc, DmarcPolicy, Method, Source, Spf};

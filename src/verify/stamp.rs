@@ -8,6 +8,8 @@
 //! Never: a control character, a line break or a line of more than 998 octets from a value that the peer
 //! chose. Nothing reads these fields back: the API serves the verdict as data.
 
+use std::io::{self, Write};
+
 use super::fold::{Line, comment, printable, quoted};
 use super::verdict::{AuthResult, Dkim, Source, Verdict};
 use crate::clock::Millis;
@@ -24,22 +26,55 @@ pub fn stamp(
     raw: &[u8],
 ) -> Vec<u8> {
     let mut out = Vec::with_capacity(raw.len() + 1024);
-    return_path(&mut out, envelope);
-    received(&mut out, hostname, envelope, id, received_at, verdict);
-    results(&mut out, hostname, envelope, verdict);
+    trace(&mut out, hostname, envelope, id, received_at, verdict);
+    // Writing to memory cannot fail.
+    let _ = keep(&mut out, hostname, raw);
+    out
+}
+
+/// The same into a file, for a message that is not to stand in memory.
+pub fn stamp_into(
+    out: &mut impl Write,
+    hostname: &str,
+    envelope: &Envelope,
+    id: &str,
+    received_at: Millis,
+    verdict: &Verdict,
+    raw: &[u8],
+) -> io::Result<()> {
+    let mut top = Vec::with_capacity(1024);
+    trace(&mut top, hostname, envelope, id, received_at, verdict);
+    out.write_all(&top)?;
+    keep(out, hostname, raw)
+}
+
+/// What we write on top.
+fn trace(
+    out: &mut Vec<u8>,
+    hostname: &str,
+    envelope: &Envelope,
+    id: &str,
+    received_at: Millis,
+    verdict: &Verdict,
+) {
+    return_path(out, envelope);
+    received(out, hostname, envelope, id, received_at, verdict);
+    results(out, hostname, envelope, verdict);
+}
+
+/// The message below it, without the fields that claim to be ours.
+fn keep(out: &mut impl Write, hostname: &str, raw: &[u8]) -> io::Result<()> {
     if fields::starts_with_body(raw) {
         // Its first line would become a field, or worse, the continuation of one of ours.
-        out.extend_from_slice(b"\r\n");
-        out.extend_from_slice(raw);
-        return out;
+        out.write_all(b"\r\n")?;
+        return out.write_all(raw);
     }
     let mut kept = 0;
     for field in fields::every_field(raw).filter(|field| claims_to_be(hostname, field)) {
-        out.extend_from_slice(raw.get(kept..field.start).unwrap_or_default());
+        out.write_all(raw.get(kept..field.start).unwrap_or_default())?;
         kept = field.end;
     }
-    out.extend_from_slice(raw.get(kept..).unwrap_or_default());
-    out
+    out.write_all(raw.get(kept..).unwrap_or_default())
 }
 
 /// Whether this is an Authentication-Results field with our name as its authserv-id.

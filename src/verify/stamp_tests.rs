@@ -18,6 +18,8 @@ fn envelope(recipients: &[&str]) -> Envelope {
         mail_from: Some("eve@sender.example".parse().unwrap()),
         recipients: recipients.iter().map(|r| r.parse().unwrap()).collect(),
         smtputf8: false,
+        dsn: None,
+        require_tls: false,
     }
 }
 

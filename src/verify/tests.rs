@@ -281,6 +281,8 @@ async fn a_stamped_message_still_verifies() {
         mail_from: None,
         recipients: vec!["ada@agents.example".parse().unwrap()],
         smtputf8: false,
+        dsn: None,
+        require_tls: false,
     };
     let stamped = stamp(HOST, &envelope, "1", 0, &seen, raw.as_bytes());
     let again = forwarded(&zone, std::str::from_utf8(&stamped).unwrap()).await;
