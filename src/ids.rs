@@ -32,6 +32,7 @@ pub enum Prefix {
     WorkItem,
     Event,
     Delivery,
+    Report,
 }
 
 impl Prefix {
@@ -42,6 +43,7 @@ impl Prefix {
             Prefix::WorkItem => "wi_",
             Prefix::Event => "evt_",
             Prefix::Delivery => "dlv_",
+            Prefix::Report => "rep_",
         }
     }
 }

@@ -23,6 +23,7 @@
 //!  store · spool · principal · secrets · dns · tls · clock · ids · config · observe
 //! ```
 //!
+//! `reports` reads what others report about our domains, on its way into the operator's inbox.
 //! Dependencies point along the road and down to the floor. One goes back: `deliver → inbox` (local recipients
 //! and bounces). `server` starts it all, `cli` is the way in for people, `api` the way in for programs.
 //!
@@ -77,6 +78,7 @@ pub mod inbox;
 pub mod observe;
 pub mod principal;
 pub mod queue;
+pub mod reports;
 pub mod screen;
 pub mod secrets;
 pub mod server;

@@ -9,5 +9,27 @@ ALTER TABLE message ADD COLUMN codes TEXT;             -- JSON array of screen::
 -- Threading.
 
 -- Bounces and reports that arrive.
+-- DMARC and TLS reports, beside the message that each came by. `identity` is a hash of kind, org, report_id,
+-- domains and verified sender: the same report again is not filed twice, a forged one takes no other's place.
+CREATE TABLE report (
+    pod_key         BIGINT NOT NULL,
+    inbox_key       BIGINT NOT NULL,
+    message_key     BIGINT NOT NULL,
+    identity        BLOB NOT NULL,
+    kind            TEXT NOT NULL,               -- dmarc | tls
+    org             TEXT NOT NULL,
+    report_id       TEXT NOT NULL,               -- the reporter's
+    domains         TEXT NOT NULL,               -- ,a.example,b.example,
+    verified_sender TEXT,
+    begins_at       BIGINT NOT NULL,
+    ends_at         BIGINT NOT NULL,
+    total           BIGINT NOT NULL,             -- messages, or sessions
+    failed          BIGINT NOT NULL,
+    content         TEXT NOT NULL,               -- JSON, as it is served
+    received_at     BIGINT NOT NULL,
+    PRIMARY KEY (pod_key, inbox_key, message_key)
+);
+CREATE UNIQUE INDEX report_once ON report (pod_key, identity);
+CREATE INDEX report_newest ON report (received_at, pod_key, inbox_key, message_key);
 
 -- Greylisting.

@@ -40,6 +40,7 @@ pub(crate) enum Listing {
     Lists,
     WorkItems,
     Suppressions,
+    Reports,
 }
 
 impl Listing {
@@ -53,6 +54,7 @@ impl Listing {
             Listing::Lists => "li",
             Listing::WorkItems => "wi",
             Listing::Suppressions => "su",
+            Listing::Reports => "re",
         }
     }
 

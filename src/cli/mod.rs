@@ -1,7 +1,7 @@
 //! The commands, one file each. They parse arguments, call the rooms, and put the outcome in words.
 //!
 //! `dev` and `serve` run the server; `init`, `check`, `dns` and `key create --config` prepare one;
-//! `inbox`, `key` and `work` talk to a running one over HTTP (`GATEPOST_URL`, `GATEPOST_KEY`).
+//! `inbox`, `key`, `work` and `report` talk to a running one over HTTP (`GATEPOST_URL`, `GATEPOST_KEY`).
 //!
 //! This is the top: errors of every kind become one sentence on stderr and an exit code. 78 (EX_CONFIG of
 //! sysexits.h) is a configuration that cannot work, which no restart will mend.
@@ -14,6 +14,7 @@ mod inbox;
 mod init;
 mod key;
 mod records;
+mod report;
 mod serve;
 mod work;
 
@@ -49,6 +50,8 @@ enum Command {
     Key(key::Key),
     /// See, claim and finish work items
     Work(work::Work),
+    /// See what others report about the domains: DMARC and TLS
+    Report(report::Report),
 }
 
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -62,6 +65,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Inbox(command) => command.run().await,
         Command::Key(command) => command.run().await,
         Command::Work(command) => command.run().await,
+        Command::Report(command) => command.run().await,
     }
 }
 

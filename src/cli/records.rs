@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use crate::config::Config;
 use crate::deliver::dkim::DnsRecord;
 use crate::dns::{DnsError, Resolver};
+use crate::reports::{DMARC_ADDRESS, TLS_ADDRESS};
 
 /// One record that should stand in somebody's zone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,13 +90,13 @@ pub(crate) fn wanted(config: &Config, domain: &str, dkim: &[DnsRecord]) -> Vec<W
     records.push(record(
         &format!("_dmarc.{domain}"),
         Kind::Text("v=DMARC1"),
-        "v=DMARC1; p=reject".into(),
+        format!("v=DMARC1; p=reject; rua=mailto:{DMARC_ADDRESS}@{domain}"),
         "DMARC: mail in the domain's name that is not signed here is false",
     ));
     records.push(optional(
         format!("_smtp._tls.{domain}"),
         Kind::Text("v=TLSRPTv1"),
-        format!("v=TLSRPTv1; rua=mailto:postmaster@{domain}"),
+        format!("v=TLSRPTv1; rua=mailto:{TLS_ADDRESS}@{domain}"),
         "TLS-RPT: others report when they could not encrypt to us",
     ));
     records.push(optional(
@@ -221,7 +222,9 @@ mod tests {
         let lines: Vec<String> = wanted(&config, "agents.example", &dkim).iter().map(Wanted::line).collect();
         assert!(lines.contains(&"agents.example. MX 10 mx.agents.example.".to_owned()));
         assert!(lines.contains(&"agents.example. TXT \"v=spf1 mx -all\"".to_owned()));
-        assert!(lines.contains(&"_dmarc.agents.example. TXT \"v=DMARC1; p=reject\"".to_owned()));
+        let dmarc =
+            "_dmarc.agents.example. TXT \"v=DMARC1; p=reject; rua=mailto:dmarc-reports@agents.example\"";
+        assert!(lines.contains(&dmarc.to_owned()));
         let key = lines.iter().find(|line| line.starts_with("r1._domainkey")).unwrap();
         assert!(key.split('"').all(|string| string.len() <= 255), "{key}");
         assert!(key.contains("\" \""), "{key}");

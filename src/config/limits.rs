@@ -157,3 +157,32 @@ pub const DOWNLOAD_LINK_LIFETIME: Duration = Duration::from_secs(3_600);
 
 /// How exactly `used_at` of a key is kept: one write a minute instead of one a request.
 pub const KEY_USE_RESOLUTION: Duration = Duration::from_secs(60);
+
+// ── Reports that others send us (src/reports) ───────────────────────────────────────────────────────────
+
+/// Octets of a DMARC report unpacked: the largest honest ones (a big provider's day) have a few MiB.
+pub const MAX_REPORT: usize = 25 * 1024 * 1024;
+
+/// How many times its size a report may unpack to: XML of reports shrinks to a tenth or a thirtieth, deflate
+/// of zeros to a thousandth. What stays below `REPORT_RATIO_FLOOR` octets is not asked.
+pub const MAX_REPORT_RATIO: usize = 200;
+pub const REPORT_RATIO_FLOOR: usize = 1024 * 1024;
+
+/// Elements of a DMARC report, opened and closed: one row has about 40, and each takes memory to read.
+pub const MAX_REPORT_ELEMENTS: usize = 1_000_000;
+
+/// Rows of a report that are kept; the totals count all.
+pub const MAX_REPORT_ROWS: usize = 5_000;
+
+/// Octets of a TLS report unpacked: it has a few policies, and its JSON takes twenty times the memory.
+pub const MAX_TLS_REPORT: usize = 5 * 1024 * 1024;
+
+/// Parts of one message that are tried.
+pub const REPORT_PARTS: usize = 4;
+
+/// Characters of one text in a report: a domain has 253 (RFC 1035), an explanation no need of more.
+pub const REPORT_TEXT: usize = 300;
+
+/// How long a message may wait for its report to be read before it is filed as ordinary mail. Senders wait ten
+/// minutes after the final dot (RFC 5321 §4.5.3.2.6).
+pub const REPORT_DEADLINE: Duration = Duration::from_secs(20);

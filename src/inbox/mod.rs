@@ -23,6 +23,7 @@ use crate::deliver::return_path;
 use crate::envelope::{Envelope, Peer, ReversePath};
 use crate::floor::Floor;
 use crate::ids::{InboxKey, random_token};
+use crate::reports::{self, Report};
 use crate::screen::{self, Meaning, structure::Structure};
 use crate::spool::{self, Octets};
 use crate::store::delivery::{Delivery, Returned};
@@ -129,12 +130,21 @@ pub(crate) struct Incoming {
     size: i64,
     /// What it reports about mail of ours, if it came by a return path that we made.
     reports: Vec<Returned>,
+    /// The DMARC or TLS report in it, if it came to an address that we ask for those at.
+    domain_report: Option<Report>,
 }
 
 /// Local parts that cannot be inboxes and reach the operator: RFC 5321 §4.5.1, RFC 2142, and the addresses
 /// that our own mail comes from or asks reports to be sent to.
-const RESERVED: [&str; 7] =
-    ["postmaster", "abuse", "mailer-daemon", "hostmaster", "security", "dmarc-reports", "tls-reports"];
+const RESERVED: [&str; 7] = [
+    "postmaster",
+    "abuse",
+    "mailer-daemon",
+    "hostmaster",
+    "security",
+    reports::DMARC_ADDRESS,
+    reports::TLS_ADDRESS,
+];
 
 /// Whether an inbox may not have this local part (in lower case, without a tag).
 pub fn is_reserved(local: &str) -> bool {
@@ -242,6 +252,9 @@ pub async fn receive(
     if recipients.iter().any(|recipient| recipient.answers.is_some()) {
         incoming.reports = returned::failures(&stamped, &incoming.structure);
     }
+    if recipients.iter().any(takes_reports) {
+        incoming.domain_report = reports::read_in_time(stamped.to_vec(), &incoming.structure, &id).await;
+    }
     let placed = commit(floor, incoming, recipients, &stamped, &id).await?;
     for message in &placed {
         tracing::debug!(id, message_id = message.id(), inbox = log_name(message.inbox), "filed");
@@ -271,6 +284,11 @@ fn stamp(
         tracing::error!(id, %error, "a message could not be spooled; its sender keeps it");
         Refusal::ours(&StoreError::Storage(error.to_string()), id)
     })
+}
+
+fn takes_reports(recipient: &Recipient) -> bool {
+    let local = recipient.address.local().to_lowercase();
+    recipient.operator && reports::is_report_address(local.split('+').next().unwrap_or_default())
 }
 
 /// Reads a message, off the async threads where it is large.
@@ -310,6 +328,7 @@ fn incoming(
         verdict,
         reverse_path,
         reports: Vec::new(),
+        domain_report: None,
     }
 }
 

@@ -14,6 +14,7 @@ use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, InboxStatus, MAILBOX_INBOX, MAILBOX_JUNK, Reserved};
 use crate::store::list::{self, ListDirection, ListVerdict};
 use crate::store::message::{self, Direction, Message};
+use crate::store::report;
 use crate::store::thread::{self, ListedAttachment, MAX_LISTED, Thread};
 use crate::store::work_item::ItemState;
 use crate::store::{StoreError, Tx};
@@ -75,6 +76,10 @@ pub(super) async fn place(
             delivery::returned(tx, key, of_message, report).await?;
         }
     }
+    if let Some(found) = incoming.domain_report.as_ref().filter(|_| recipient.operator) {
+        let sender = message.verified_sender.as_deref();
+        report::insert(tx, key, message.message_key, sender, found).await?;
+    }
     if let Some((to, reason)) = treatment.work {
         let item_key = reserved.first + 2;
         let arrived = work::Arrived { inbox: key, thread_key: thread.thread_key, item_key, reason, to };
@@ -131,6 +136,11 @@ async fn treat(
         if reserved.unauthenticated == "hold" {
             treatment.work = Some((HandedTo::Held, "unauthenticated"));
         }
+    }
+    // A report is read by the server and looked up when somebody wants to know: no work for people.
+    if recipient.operator && incoming.domain_report.is_some() {
+        labels.push("report".to_owned());
+        treatment.work = None;
     }
     // A duplicate is linked to its first, and our own message come back is no news: neither makes work.
     if found.duplicate_of.is_some() || found.echo {

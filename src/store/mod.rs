@@ -24,6 +24,7 @@ mod migrate;
 pub mod page;
 mod postgres;
 pub(crate) mod release;
+pub mod report;
 pub mod retention;
 mod sqlite;
 pub mod suppression;

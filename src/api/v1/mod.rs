@@ -1,9 +1,10 @@
-//! `/v1`: what Gatepost adds: work items, limits, events, waiting for mail, suppressions.
+//! `/v1`: what Gatepost adds: work items, limits, events, waiting for mail, suppressions, reports.
 
 mod claim;
 mod dev;
 mod events;
 mod limits;
+mod reports;
 mod suppressions;
 mod wait;
 mod work;
@@ -20,5 +21,6 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .merge(events::routes())
         .merge(wait::routes())
         .merge(suppressions::routes())
+        .merge(reports::routes())
         .merge(dev::routes())
 }
