@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::disk::Disk;
 use crate::dns::Resolver;
 use crate::secrets::Secrets;
 use crate::spool::Spool;
@@ -20,6 +21,7 @@ pub struct Floor {
     pub spool: Spool,
     pub dns: Resolver,
     pub tls: Tls,
+    pub disk: Disk,
     pub secrets: Secrets,
     /// `gatepost dev`: mail for other domains is captured, never sent.
     pub dev: bool,
@@ -69,6 +71,7 @@ pub(crate) mod testing {
                 dns: Resolver::new(&["127.0.0.1:9".parse().unwrap()]).unwrap(),
                 tls: Tls::open(&config.hostname, folder.path(), None).unwrap(),
                 secrets: Secrets::open_or_create(&folder.path().join("master.key")).unwrap(),
+                disk: Disk::watch(&config, &clock),
                 config: Arc::new(config),
                 clock,
                 store,

@@ -20,7 +20,7 @@
 //!  work     claim · lease · fence · complete
 //!
 //!  ──────────────────────────── the floor ────────────────────────────
-//!  store · spool · principal · secrets · dns · tls · clock · ids · config · observe
+//!  store · spool · principal · secrets · dns · tls · disk · clock · ids · config · observe
 //! ```
 //!
 //! `reports` reads what others report about our domains, on its way into the operator's inbox.
@@ -29,7 +29,7 @@
 //!
 //! # A stranger writes to an agent
 //!
-//! 1. `smtp::serve` accepts, if its door has room. `smtp::dialogue::converse` reads lines and waits;
+//! 1. `smtp::serve` accepts, if its guard has room. `smtp::dialogue::converse` reads lines and waits;
 //!    `smtp::command` parses each, `smtp::session` says what the verb does. No socket, no database in those two.
 //! 2. RCPT asks `inbox::route`: an inbox of ours (its tag kept), nobody, or not our domain: refused here.
 //! 3. DATA: `smtp::data` takes octets until CRLF.CRLF and nothing else; what is large goes into the `spool`.
@@ -68,6 +68,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod deliver;
+pub mod disk;
 pub mod dns;
 pub mod envelope;
 pub mod events;

@@ -25,16 +25,19 @@ use crate::clock::Clock;
 use crate::config::limits::STOP_GRACE;
 use crate::config::{Config, DatabaseUrl};
 use crate::deliver::dkim::{self, DkimError, Signers};
+use crate::disk::Disk;
 use crate::dns::{DnsError, Resolver};
 use crate::floor::Floor;
 use crate::inbox;
 use crate::secrets::{Secrets, SecretsError};
+use crate::smtp::Guard;
 use crate::spool::Spool;
 use crate::store::body::BodyStore;
 use crate::store::{Store, StoreError, dkim_key};
 use crate::tls::{Tls, TlsError};
 
 mod admin_key;
+mod files;
 
 pub use admin_key::{ADMIN_KEY_FILE, AdminKeyError, ensure_admin_key, new_admin_key};
 
@@ -122,6 +125,7 @@ pub async fn open_floor(config: Config, dev: bool) -> Result<Arc<Floor>, ServerE
         bodies: BodyStore::open(&config.storage.url, spool.clone()).map_err(ServerError::Bodies)?,
         spool,
         dns: Resolver::new(&config.dns.servers)?,
+        disk: Disk::watch(&config, &clock),
         config: Arc::new(config),
         clock,
         store,
@@ -156,6 +160,7 @@ async fn open_secrets(config: &Config, store: &Store) -> Result<Secrets, ServerE
 
 impl Server {
     pub async fn start(config: Config, dev: bool) -> Result<Server, ServerError> {
+        files::raise_limit(config.smtp.guard.limits.sessions);
         let lock = lock(&config)?;
         let floor = open_floor(config, dev).await?;
         let folder = || floor.config.data_dir.join("spool");
@@ -175,9 +180,11 @@ impl Server {
             _lock: lock,
         };
         server.start_workers();
+        let guard = Guard::open(&server.floor);
         for listener in smtp {
             let (floor, shutdown) = server.for_task();
-            server.spawn("SMTP listener", crate::smtp::serve(floor, listener, shutdown));
+            let guard = Arc::clone(&guard);
+            server.spawn("SMTP listener", crate::smtp::serve(floor, guard, listener, shutdown));
         }
         for listener in http {
             let (floor, shutdown) = server.for_task();

@@ -58,6 +58,7 @@ async fn floor(folder: &Path) -> Arc<Floor> {
         spool,
         tls: Tls::open(&config.hostname, &config.data_dir, None).unwrap(),
         secrets: Secrets::open_or_create(&folder.join("master.key")).unwrap(),
+        disk: crate::disk::Disk::watch(&config, &Clock::system()),
         config: Arc::new(config),
         store,
         dev: false,

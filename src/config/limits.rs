@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use crate::clock::{Millis, SECOND};
+
 /// Octets. RFC 5321 §4.5.3.1.7: at least 64K octets of message content must be accepted.
 pub const SMALLEST_MAX_MESSAGE_SIZE: u64 = 64 * 1024;
 
@@ -45,12 +47,61 @@ pub(crate) const POSTGRES_SETTLE_FOR: Duration = Duration::from_secs(10);
 
 // ── SMTP, as a server (src/smtp) ─────────────────────────────────────────────────────────────────────────
 
-/// Connections served at once by a listener. Each holds at most 40 KiB outside DATA.
+/// Connections served at once, unless `smtp.limits.sessions` says otherwise: about 5 MiB of memory when all
+/// of them are idle.
 pub(crate) const SMTP_SESSIONS: usize = 1_000;
 
 /// Connections at once from one IPv4 address or one IPv6 /64. Large senders open a few dozen from each
-/// address; mox allows 30. Loopback is not counted: what runs on this machine needs no door to hurt it.
-pub(crate) const SMTP_SESSIONS_PER_PEER: usize = 50;
+/// address; mox allows 30.
+pub(crate) const SMTP_SESSIONS_PER_ADDRESS: u32 = 50;
+
+/// Connections from one address. mox: 300.
+pub(crate) const SMTP_CONNECTIONS_PER_MINUTE: u32 = 300;
+
+/// Transactions from one address. mox: 500.
+pub(crate) const SMTP_MESSAGES_PER_MINUTE: u32 = 500;
+
+/// 5xx replies to one address: 15 sessions' worth of `SMTP_ERRORS`. A large sender with stale addresses stays
+/// below it, and a guesser gets nowhere.
+pub(crate) const SMTP_ERRORS_PER_HOUR: u32 = 300;
+
+/// Recipients that do not exist, from one address. A list of harvested or guessed names is spent by then, and
+/// honest forwarders with stale addresses send a handful.
+pub(crate) const SMTP_UNKNOWN_RECIPIENTS_PER_HOUR: u32 = 200;
+
+/// Addresses, networks and networks around them whose counts are remembered, each: about 130 octets for each,
+/// 9 MiB when all three are full. Beyond it the one heard of least recently is forgotten.
+pub(crate) const SMTP_COUNTED: usize = 24_576;
+
+/// Sessions that are being kept waiting on purpose, at most (and never more than a quarter of all sessions):
+/// a delay costs us a connection, so beyond it we hang up instead.
+pub(crate) const SMTP_TARPIT: usize = 100;
+
+/// The delay grows by `SMTP_ERROR_PAUSE` with each error up to this. RFC 5321 §4.5.3.2: clients wait five
+/// minutes for a reply, honest ones that met a few stale addresses must not be lost.
+pub(crate) const SMTP_LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Free disk below which mail is deferred. The database's log, a few large messages and the operator's own
+/// programs need room to end in order; 5 % is what file systems commonly keep for root.
+pub(crate) const DEFAULT_MIN_FREE_DISK: super::FreeDisk =
+    super::FreeDisk { octets: Some(1 << 30), percent: Some(5) };
+
+/// How often the disk is looked at, at most.
+pub(crate) const DISK_GLANCE: Millis = SECOND;
+
+/// A session, however well it behaves: whoever has more mail calls again. NOOP every few minutes would
+/// otherwise hold one for eight hours. chasquid: 20 min.
+pub(crate) const SMTP_SESSION_TIME: Duration = Duration::from_secs(30 * 60);
+
+/// Octets a second that a message must make, beyond the first `SMTP_DATA_BLOCK_TIME`: a tenth of what a
+/// modem of 1995 did.
+pub(crate) const SMTP_SLOWEST: u64 = 256;
+
+/// How long a stranger's first attempt is told to come again. Postgrey: 5 min; most servers retry within 1 to
+/// 15 min, and mail to agents is often waited for.
+pub(crate) const DEFAULT_GREYLIST_DELAY: Duration = Duration::from_secs(60);
+/// RFC 5321 §4.5.4.1: retries come at least 30 min apart in the worst case that is allowed.
+pub(crate) const LONGEST_GREYLIST_DELAY: Duration = Duration::from_secs(3600);
 
 /// Octets of memory that the messages of all sessions of a listener together hold while they are received and
 /// committed, none of them more than 2 MiB: what is larger is in the spool. Beyond it, a message is answered
@@ -102,8 +153,8 @@ pub(crate) const SMTP_GREETING_PAUSE: Duration = Duration::from_millis(3);
 /// Errors (5xx) without a delivered message in between before we hang up: Postfix's hard error limit.
 pub(crate) const SMTP_ERRORS: u32 = 20;
 
-/// Errors that are answered at once; each later one waits `SMTP_ERROR_PAUSE`, so that guessing addresses is
-/// slow. Postfix and mox do the same.
+/// Errors that are answered at once; each later one waits `SMTP_ERROR_PAUSE` longer, so that guessing
+/// addresses is slow. Postfix and mox wait as well.
 pub(crate) const SMTP_ERRORS_AT_ONCE: u32 = 3;
 pub(crate) const SMTP_ERROR_PAUSE: Duration = Duration::from_secs(1);
 

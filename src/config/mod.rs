@@ -6,6 +6,7 @@
 //!
 //! Never here: anything that opens a file, a socket or a database. A `Config` is what the operator said.
 
+mod guard;
 pub mod limits;
 mod settings;
 mod urls;
@@ -16,6 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use guard::{FreeDisk, Guard, SmtpLimits};
 pub use settings::{Origin, Problem};
 pub use urls::{DatabaseUrl, Login, Smarthost, StorageUrl};
 pub use values::Network;
@@ -65,6 +67,7 @@ pub struct Smtp {
     pub listen: Vec<SocketAddr>,
     /// Octets, RFC 1870.
     pub max_message_size: u64,
+    pub guard: Guard,
 }
 
 /// A protocol that has one port for STARTTLS and one for TLS from the first byte.
@@ -233,6 +236,7 @@ impl Config {
                 listen: s.take("smtp.listen", values::listen, || any_interface(25)),
                 max_message_size: s
                     .take("smtp.max_message_size", message_size, || limits::DEFAULT_MAX_MESSAGE_SIZE),
+                guard: guard::take(s),
             },
             submission: Mail {
                 listen: s.take("submission.listen", values::listen, || any_interface(587)),

@@ -135,6 +135,32 @@ fn network(text: &str) -> Result<Network, String> {
     Ok(Network { address, prefix })
 }
 
+/// 127.0.0.0/8 and ::1.
+pub(super) fn loopback() -> Vec<Network> {
+    let network = |address: IpAddr, prefix| Network { address, prefix };
+    vec![network([127, 0, 0, 0].into(), 8), network(std::net::Ipv6Addr::LOCALHOST.into(), 128)]
+}
+
+/// Names of DNS zones, each once.
+pub(super) fn zones(value: &Value) -> Result<Vec<String>, String> {
+    let mut zones: Vec<String> = vec![];
+    for name in value.list()? {
+        let zone = domain(name.trim_end_matches('.'))?;
+        if !zones.contains(&zone) {
+            zones.push(zone);
+        }
+    }
+    Ok(zones)
+}
+
+/// A whole number from `least` to `most`.
+pub(super) fn count(value: &Value, least: u64, most: u64) -> Result<u32, String> {
+    let text = value.text()?;
+    let number = text.replace('_', "").parse::<u64>().ok().filter(|n| (least..=most).contains(n));
+    let number = number.and_then(|n| u32::try_from(n).ok());
+    number.ok_or_else(|| format!("`{text}` is no number from {least} to {most}"))
+}
+
 pub(super) fn port(value: &Value) -> Result<u16, String> {
     let text = value.text()?;
     text.parse::<u16>()

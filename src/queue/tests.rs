@@ -132,6 +132,7 @@ async fn floor(folder: &Path, port: u16) -> Arc<Floor> {
         bodies: BodyStore::open(&config.storage.url, spool.clone()).unwrap(),
         spool,
         tls: Tls::open(&config.hostname, &config.data_dir, config.tls.files.as_ref()).unwrap(),
+        disk: crate::disk::Disk::watch(&config, &Clock::system()),
         config: Arc::new(config),
         store,
         secrets,

@@ -6,8 +6,6 @@
 //! - After a fault in a message nothing more is read as a command; we say why and hang up.
 //! - A stop (SIGTERM) ends a session where it would wait for a command, not inside a message.
 
-use std::time::Duration;
-
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -15,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::limits;
 use crate::smtp::data::{DataReader, Fault, Progress};
+use crate::smtp::guard::{Lifetime, Pace};
 use crate::smtp::intake::{Intake, Lost, Taken};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Caller, Session, Step};
@@ -38,9 +37,9 @@ where
     B: Backend,
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut wire = Wire::new(stream);
+    let (mut wire, life) = (Wire::new(stream), Lifetime::begin());
     let end = match greet(house, &mut wire).await {
-        Ok(()) => talk(house, caller, stop, None, &mut wire).await,
+        Ok(()) => talk(house, caller, stop, None, life, &mut wire).await,
         Err(end) => end,
     };
     let End::StartTls = end else { return farewell(end, wire).await };
@@ -52,7 +51,7 @@ where
     };
     let protection = tls::describe(stream.get_ref().1);
     let mut wire = Wire::new(stream);
-    let end = talk(house, caller, stop, Some(protection), &mut wire).await;
+    let end = talk(house, caller, stop, Some(protection), life, &mut wire).await;
     farewell(end, wire).await;
 }
 
@@ -81,6 +80,7 @@ async fn talk<B, S>(
     caller: &Caller,
     stop: &CancellationToken,
     tls: Option<String>,
+    life: Lifetime,
     wire: &mut Wire<S>,
 ) -> End
 where
@@ -91,19 +91,25 @@ where
     loop {
         let line = tokio::select! {
             biased;
-            line = timeout(limits::SMTP_COMMAND_TIME, wire.line()) => line,
+            line = timeout(life.for_command(), wire.line()) => line,
             // RFC 5321 §3.8: 421 to any command, and to none, when the service must stop.
             () = stop.cancelled() => return close(wire, &Reply::new(421, "3.2", "Going down, come back soon")),
         };
         let line = match line {
             Ok(Ok(line)) => line,
             Ok(Err(error)) => return bad_line(wire, error),
-            Err(_) => return close(wire, &Reply::new(421, "4.2", "Nothing heard for too long")),
+            Err(_) if life.is_over() => {
+                return close(
+                    wire,
+                    &Reply::new(421, "4.2", "This session has lasted long enough, call again"),
+                );
+            }
+            Err(_) => return close(wire, &Reply::new(421, "4.2", "No command heard for too long")),
         };
         let more = !wire.received().is_empty();
         let step = session.follow(&line, more).await;
-        if matches!(&step, Step::Say(reply) if reply.is_negative()) && session.is_tiresome() {
-            pause(house.error_pause, stop).await;
+        if matches!(&step, Step::Say(reply) if reply.is_negative()) && !session.hold_up(stop).await {
+            return close(wire, &Reply::new(421, "7.0", "Too many errors; come back with mail"));
         }
         match step {
             Step::Say(reply) => wire.say(&reply),
@@ -171,7 +177,7 @@ where
 {
     // Draining is a courtesy to clients that count differently, not to those that never end.
     let patience = limit.saturating_mul(4);
-    let mut seen: u64 = 0;
+    let (mut seen, pace) = (0u64, Pace::begin());
     loop {
         match reader.push(wire.received()) {
             Progress::Done { used } => {
@@ -188,7 +194,7 @@ where
         if seen > patience {
             return Err(Broken::Endless);
         }
-        match timeout(limits::SMTP_DATA_BLOCK_TIME, wire.fill()).await {
+        match timeout(pace.patience(seen), wire.fill()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(Broken::Lost(error)),
             Err(_) => return Err(Broken::Silent),
@@ -235,12 +241,5 @@ async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(end: End, mut wire: Wire<S>
             // A client that does not take its last reply within the time does not want it.
             let _ = timeout(limits::SMTP_FAREWELL_TIME, leave).await;
         }
-    }
-}
-
-async fn pause(length: Duration, stop: &CancellationToken) {
-    tokio::select! {
-        () = tokio::time::sleep(length) => {}
-        () = stop.cancelled() => {}
     }
 }

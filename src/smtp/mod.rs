@@ -1,7 +1,8 @@
 //! Strangers' mail comes in here: a connection becomes a session, a session becomes messages.
 //!
 //! - `command` (octets → command) and `data` (octets → message) are pure; `session` says what each verb
-//!   does; `dialogue` reads, writes and waits; `door` limits who is inside; `reply` is all that is ever said.
+//!   does; `dialogue` reads, writes and waits; `guard` limits what strangers may have; `reply` is all that is
+//!   ever said.
 //! - A 250 after DATA is made from a receipt, and only a committed message has one.
 //! - Mail for other domains is never taken: there are no trusted networks and no AUTH on this port.
 //! - What a peer can make us hold is bounded: connections, lines, recipients, messages, time.
@@ -12,7 +13,7 @@
 mod command;
 mod data;
 mod dialogue;
-mod door;
+mod guard;
 mod intake;
 mod reply;
 mod session;
@@ -37,9 +38,8 @@ use crate::envelope::Envelope;
 use crate::floor::Floor;
 use crate::ids;
 use crate::inbox::{self, InboxError, Receipt, Recipient, Refusal, Route};
-use crate::smtp::door::{Door, Full};
+use crate::smtp::guard::Full;
 use crate::smtp::intake::{Budget, Room};
-use crate::smtp::reply::Reply;
 use crate::smtp::session::Caller;
 use crate::spool::Octets;
 use crate::tls::Tls;
@@ -51,8 +51,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Octets of randomness in a session's id: enough to find one session in a log.
 const ID_OCTETS: usize = 5;
 
+pub use guard::Guard;
+
 /// Serves one listener until `shutdown`; returns when the last session has ended.
-pub async fn serve(floor: Arc<Floor>, listener: TcpListener, shutdown: CancellationToken) {
+pub async fn serve(floor: Arc<Floor>, guard: Arc<Guard>, listener: TcpListener, shutdown: CancellationToken) {
     let config = &floor.config;
     let first_domain = config.domains.first().unwrap_or(&config.hostname);
     let largest = usize::try_from(config.smtp.max_message_size).unwrap_or(usize::MAX);
@@ -65,13 +67,12 @@ pub async fn serve(floor: Arc<Floor>, listener: TcpListener, shutdown: Cancellat
         hostname: config.hostname.clone(),
         first_domain: first_domain.clone(),
         max_message_size: config.smtp.max_message_size,
-        error_pause: limits::SMTP_ERROR_PAUSE,
+        guard,
         tls: floor.tls.clone(),
         room,
         backend: floor,
     };
-    let door = Door::new(limits::SMTP_SESSIONS, limits::SMTP_SESSIONS_PER_PEER);
-    run(house, door, listener, shutdown).await;
+    run(house, listener, shutdown).await;
 }
 
 /// What the sessions of one listener share.
@@ -83,8 +84,7 @@ pub(crate) struct House<B> {
     pub(crate) first_domain: String,
     /// Octets, announced as SIZE.
     pub(crate) max_message_size: u64,
-    /// How long the answer to an error waits, after the first few.
-    pub(crate) error_pause: Duration,
+    pub(crate) guard: Arc<Guard>,
     pub(crate) tls: Tls,
     pub(crate) room: Room,
 }
@@ -150,12 +150,7 @@ impl Backend for Arc<Floor> {
 }
 
 /// Accepts until `shutdown`, then waits for messages under way, `limits::STOP_GRACE` at most.
-async fn run<B: Backend>(
-    house: House<B>,
-    door: Arc<Door>,
-    listener: TcpListener,
-    shutdown: CancellationToken,
-) {
+async fn run<B: Backend>(house: House<B>, listener: TcpListener, shutdown: CancellationToken) {
     let house = Arc::new(house);
     let mut sessions = JoinSet::new();
     loop {
@@ -166,7 +161,11 @@ async fn run<B: Backend>(
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => {
                     let ip = address.ip().to_canonical();
-                    match door.enter(ip) {
+                    let admitted = house.guard.admit().and_then(|mut pass| {
+                        house.guard.check(&mut pass, ip)?;
+                        Ok(pass)
+                    });
+                    match admitted {
                         Ok(pass) => {
                             let talk = attend(Arc::clone(&house), stream, ip, shutdown.clone());
                             sessions.spawn(async move {
@@ -174,7 +173,7 @@ async fn run<B: Backend>(
                                 drop(pass);
                             });
                         }
-                        Err(full) => turn_away(stream, ip, full),
+                        Err(full) => turn_away(&house.guard, stream, ip, full),
                     }
                 }
                 Err(error) => {
@@ -219,10 +218,10 @@ async fn attend<B: Backend>(
 
 /// RFC 5321 §3.8 and §4.2.2: 421 instead of a greeting. One attempt without waiting, because whoever fills
 /// the house would fill the queue of refusals as well.
-fn turn_away(stream: TcpStream, ip: IpAddr, full: Full) {
-    tracing::info!(peer = %ip, %full, "connection turned away");
+fn turn_away(guard: &Guard, stream: TcpStream, ip: IpAddr, full: Full) {
+    guard.note_turned_away(ip, full);
     let mut line = Vec::new();
-    Reply::new(421, "3.2", full).write_to(&mut line);
+    full.reply().write_to(&mut line);
     // A fresh socket has an empty send buffer, so the line fits or the peer is gone.
     if let Ok(mut stream) = stream.into_std() {
         let _ = stream.write(&line);

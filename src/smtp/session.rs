@@ -12,11 +12,13 @@ use std::fmt::Display;
 use std::net::IpAddr;
 
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::address::Address;
 use crate::config::limits;
 use crate::envelope::{Envelope, Peer, ReversePath};
 use crate::smtp::command::{self, Command, CommandError, ForwardPath, Mail};
+use crate::smtp::guard::Visit;
 use crate::smtp::intake::Lost;
 use crate::smtp::reply::Reply;
 use crate::smtp::{Backend, House, Routed};
@@ -53,6 +55,7 @@ pub(crate) struct Session<'h, B: Backend> {
     spoke_smtp: bool,
     /// 5xx since the last message.
     errors: u32,
+    visit: Visit<'h>,
     /// Commands that lead nowhere since the last message.
     idle: u32,
 }
@@ -72,7 +75,9 @@ struct Transaction<R> {
 
 impl<'h, B: Backend> Session<'h, B> {
     pub(crate) fn new(house: &'h House<B>, caller: &'h Caller, tls: Option<String>) -> Session<'h, B> {
-        Session { house, caller, tls, hello: None, transaction: None, spoke_smtp: false, errors: 0, idle: 0 }
+        let visit = Visit::new(&house.guard, caller.ip);
+        let (hello, transaction) = (None, None);
+        Session { house, caller, tls, hello, transaction, spoke_smtp: false, errors: 0, visit, idle: 0 }
     }
 
     /// Follows one line. `more` says that the client had sent more before this line was answered.
@@ -124,7 +129,14 @@ impl<'h, B: Backend> Session<'h, B> {
         if let Step::Say(reply) = &step
             && reply.code() >= 500
         {
-            self.errors += 1;
+            self.error();
+            if self.visit.is_unwelcome() {
+                return Step::Close(Reply::new(
+                    421,
+                    "7.0",
+                    "Too many errors from your network, come back in an hour",
+                ));
+            }
         }
         if self.errors >= limits::SMTP_ERRORS {
             return Step::Close(Reply::new(421, "7.0", "Too many errors; come back with mail"));
@@ -135,9 +147,14 @@ impl<'h, B: Backend> Session<'h, B> {
         step
     }
 
-    /// Whether the next reply should take a while.
-    pub(crate) fn is_tiresome(&self) -> bool {
-        self.errors > limits::SMTP_ERRORS_AT_ONCE
+    fn error(&mut self) {
+        self.errors += 1;
+        self.visit.error();
+    }
+
+    /// Keeps a client waiting that makes errors; `false` when it is better to hang up.
+    pub(crate) async fn hold_up(&mut self, stop: &CancellationToken) -> bool {
+        self.visit.hold_up(self.errors, stop).await
     }
 
     fn idle(&mut self, reply: Reply) -> Step {
@@ -178,6 +195,9 @@ impl<'h, B: Backend> Session<'h, B> {
         if mail.size.is_some_and(|size| size > self.house.max_message_size) {
             return Step::Say(Lost::TooLarge(self.house.max_message_size).reply());
         }
+        if let Err(reply) = self.visit.mail() {
+            return Step::Say(reply);
+        }
         self.transaction = Some(Transaction {
             from: mail.from,
             smtputf8: mail.smtputf8,
@@ -214,13 +234,20 @@ impl<'h, B: Backend> Session<'h, B> {
                 "Too many recipients for one message: send the rest next",
             ));
         }
+        let _waiting = match self.visit.wait() {
+            Ok(waiting) => waiting,
+            Err(reply) => return Step::Say(reply),
+        };
         let reply = match timeout(limits::SMTP_ROUTE_TIME, self.house.backend.route(&address)).await {
             Ok(Ok(Routed::Accepted(recipient))) => {
                 transaction.paths.push(address);
                 transaction.recipients.push(recipient);
                 return Step::Say(recipient_ok());
             }
-            Ok(Ok(Routed::Unknown)) => Reply::new(550, "1.1", "No such address here"),
+            Ok(Ok(Routed::Unknown)) => {
+                self.visit.unknown_recipient();
+                Reply::new(550, "1.1", "No such address here")
+            }
             Ok(Ok(Routed::NotOurs)) => Reply::new(550, "7.1", "Relaying denied: not a domain of ours"),
             Ok(Err(error)) => {
                 tracing::error!(%address, error = %error, "recipient cannot be looked up");
@@ -258,6 +285,10 @@ impl<'h, B: Backend> Session<'h, B> {
             tracing::warn!(from = %path(&transaction.from), "message goes round in circles");
             return Reply::new(554, "4.6", "Too many hops: this message goes round in circles");
         }
+        let _waiting = match self.visit.wait() {
+            Ok(waiting) => waiting,
+            Err(reply) => return reply,
+        };
         let envelope = Envelope {
             peer: Peer {
                 ip: self.caller.ip,
@@ -294,7 +325,7 @@ impl<'h, B: Backend> Session<'h, B> {
                 };
                 tracing::info!(%from, recipients, size_octets, %reply, "message refused");
                 if reply.code() >= 500 {
-                    self.errors += 1;
+                    self.error();
                 }
                 reply
             }
@@ -309,7 +340,7 @@ impl<'h, B: Backend> Session<'h, B> {
     pub(crate) fn give_up(&mut self, reply: Reply) -> Reply {
         self.transaction = None;
         if reply.code() >= 500 {
-            self.errors += 1;
+            self.error();
         }
         tracing::info!(%reply, "message refused");
         reply

@@ -2,17 +2,14 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 
 use super::Findings;
 use crate::config::Config;
+use crate::disk;
 use crate::tls::Tls;
-
-/// Below this, a few large messages fill the disk: 451 for everyone until there is room again.
-const LITTLE_SPACE_KIB: u64 = 1024 * 1024;
 
 pub(super) fn data(config: &Config, findings: &mut Findings) {
     let folder = &config.data_dir;
@@ -31,13 +28,24 @@ pub(super) fn data(config: &Config, findings: &mut Findings) {
         }
         Err(error) => findings.bad(format!("{}: {error}", folder.display())),
     }
-    let there = folder.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
-    match free_kib(there) {
-        Some(kib) if kib < LITTLE_SPACE_KIB => {
-            findings.bad(format!("{} MiB free on the disk of {}", kib / 1024, folder.display()));
-        }
-        Some(kib) => findings.ok(format!("{} GiB free on the disk", kib / 1024 / 1024)),
-        None => findings.advice("the free space could not be found out (df)"),
+    for place in disk::places(config) {
+        room(config, &place, findings);
+    }
+}
+
+fn room(config: &Config, place: &Path, findings: &mut Findings) {
+    let there = place.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    let space = match disk::space(there) {
+        Ok(space) => space,
+        Err(error) => return findings.advice(format!("unknown: free space of {}: {error}", place.display())),
+    };
+    let (mib, floor) = (space.free >> 20, config.smtp.guard.min_free_disk.of(space.size));
+    let words = format!("{mib} MiB free on the disk of {}", place.display());
+    let floor_words = format!("mail is deferred below {} MiB (smtp.min_free_disk)", floor >> 20);
+    match space.free {
+        free if free < floor => findings.bad(format!("{words}: {floor_words}")),
+        free if free < floor * 2 => findings.advice(format!("{words}: {floor_words}")),
+        _ => findings.ok(words),
     }
 }
 
@@ -47,13 +55,6 @@ fn private_file(path: &Path, findings: &mut Findings) {
     {
         findings.bad(format!("{} can be read by others: chmod 600", path.display()));
     }
-}
-
-/// From `df -Pk`, which POSIX has: the fourth column of the second line.
-fn free_kib(path: &Path) -> Option<u64> {
-    let output = Command::new("df").arg("-Pk").arg(path).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    text.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()
 }
 
 pub(super) fn tls(config: &Config, findings: &mut Findings) {
