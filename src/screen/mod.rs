@@ -25,8 +25,6 @@ use codes::Code;
 use kind::Kind;
 use structure::{Mailbox, Part, Structure};
 
-pub use reply::extracted_text;
-
 /// Characters of the preview.
 const PREVIEW: usize = 200;
 /// Octets of HTML read for it; style sheets in front of the text take tens of KiB.
@@ -97,6 +95,40 @@ pub fn body_text(raw: &[u8], structure: &Structure) -> String {
 /// The text that an HTML page shows.
 pub fn html_to_text(html: &str) -> String {
     contain(|| html::to_text(html)).unwrap_or_default()
+}
+
+/// The text of `body_text` without quoted history and signature. HTML is cut where its marks say so, before it
+/// is turned into text.
+pub fn extracted_body(raw: &[u8], structure: &Structure) -> String {
+    let mut whole = String::new();
+    let mut is_page = true;
+    for &index in &structure.body {
+        let text = decode_text(raw, structure, index);
+        let page = structure.parts.get(index as usize).is_some_and(|part| part.content_type == "text/html");
+        let text = match page.then(|| contain(|| reply::extracted_page(&text))).flatten().flatten() {
+            Some((_, text)) => text,
+            None if page => html_to_text(&text),
+            None => text,
+        };
+        is_page &= page;
+        if !whole.is_empty() && !whole.ends_with('\n') && !text.is_empty() {
+            whole.push('\n');
+        }
+        whole.push_str(&text);
+    }
+    if is_page { whole } else { extracted_text(&whole) }
+}
+
+/// The HTML body without quoted history and signature, as a whole document.
+pub fn extracted_html(raw: &[u8], structure: &Structure) -> Option<String> {
+    let html = decode_text(raw, structure, structure.html?);
+    let page = contain(|| reply::extracted_page(&html)).flatten();
+    Some(page.map_or(html, |(html, _)| html))
+}
+
+/// The new text of a reply, without quoted history and signature.
+pub fn extracted_text(text: &str) -> String {
+    contain(|| reply::extracted_text(text)).unwrap_or_else(|| text.to_owned())
 }
 
 /// The header fields of a message in their order, unfolded and decoded for reading.

@@ -149,9 +149,12 @@ pub(crate) struct MessageView {
     pub text: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub html: Option<String>,
-    /// The text without the quoted history.
+    /// The text without quoted history and signature.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extracted_text: Option<String>,
+    /// The HTML without quoted history and signature, as a whole document.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extracted_html: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<AttachmentView>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -232,6 +235,7 @@ impl MessageView {
             text: None,
             html: None,
             extracted_text: None,
+            extracted_html: None,
             in_reply_to: message.structure.in_reply_to.first().cloned(),
             references: message.structure.references,
             headers,
@@ -260,7 +264,8 @@ impl MessageView {
         // Line ends are the wire's business (RFC 5322 §2.1): texts are given with the newlines that programs know.
         let newlines = |text: String| if text.contains('\r') { text.replace("\r\n", "\n") } else { text };
         let text = newlines(screen::body_text(raw, &structure));
-        let extracted = screen::extracted_text(&text);
+        let extracted = newlines(screen::extracted_body(raw, &structure));
+        view.extracted_html = screen::extracted_html(raw, &structure).filter(|t| !t.is_empty());
         view.text = Some(text).filter(|t| !t.is_empty());
         view.extracted_text = Some(extracted).filter(|t| !t.is_empty());
         view.html =
