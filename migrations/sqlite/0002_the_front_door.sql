@@ -6,7 +6,13 @@ ALTER TABLE message ADD COLUMN codes TEXT;             -- JSON array of screen::
 
 -- Policy for each domain and inbox, and what is held.
 
--- Threading.
+-- Threading. A thread has names beside the Message-IDs of its messages: those that are cited and not here (`<…>`),
+-- an Outlook conversation (`index:`), an invitation (`event:`), the print of a message without Message-ID (`print:`).
+ALTER TABLE missing_parent RENAME TO thread_name;
+ALTER TABLE thread_name RENAME COLUMN rfc_message_id TO name;
+ALTER TABLE thread_name ADD COLUMN message_key BIGINT;  -- the message that brought the name
+-- What a claim hands out and a completion covers: without it both walk through all messages of the thread.
+CREATE INDEX message_unhandled ON message (pod_key, inbox_key, thread_key, message_key) WHERE handled <> 1;
 
 -- Bounces and reports that arrive.
 -- DMARC and TLS reports, beside the message that each came by. `identity` is a hash of kind, org, report_id,

@@ -40,6 +40,9 @@ pub(super) async fn release(
     let thread_key = thread.as_ref().map_or(reserved.first + 1, |t| t.thread_key);
     let message = record_of(job, tx.now(), reserved.first, thread_key, reserved.modseq);
     let thread = grow_thread(tx, job, thread, &message).await?;
+    // An invitation: its answer may come with nothing but the UID.
+    let names: Vec<&str> = job.structure.ties.names.iter().map(String::as_str).collect();
+    thread::add_names(tx, job.inbox, thread_key, message.message_key, &names).await?;
     message::insert(tx, &message).await?;
     body::insert(tx, job.inbox, message.message_key, &job.body).await?;
     inbox::place(tx, job.inbox, MAILBOX_SENT, message.message_key, message.modseq).await?;
@@ -135,11 +138,9 @@ async fn grow_thread(
         thread.context_version += 1;
     }
     thread::put(tx, &thread).await?;
-    for address in &job.prepared.recipients {
-        if address.key() != job.prepared.composition.from.1.key() {
-            thread::add_participant(tx, job.inbox, thread.thread_key, &address.key()).await?;
-        }
-    }
+    let own = job.prepared.composition.from.1.key();
+    let others = job.prepared.recipients.iter().map(Address::key).filter(|address| *address != own);
+    thread::add_participants(tx, job.inbox, thread.thread_key, &others.collect::<Vec<_>>()).await?;
     Ok(thread)
 }
 

@@ -7,7 +7,7 @@ use crate::clock::Millis;
 use crate::deliver::compose::{Composition, OutgoingAttachment};
 use crate::deliver::header::{HeaderName, HeaderValue};
 use crate::ids::{RowId, random_token};
-use crate::inbox::take_apart;
+use crate::inbox::is_answer;
 use crate::store::inbox::Inbox;
 use crate::store::message::{Direction, Message};
 
@@ -176,7 +176,7 @@ fn subject(request: &SendRequest, parent: Option<&Message>) -> Result<String, Se
         (Some(subject), _) => subject.clone(),
         (None, Some(parent)) => {
             let theirs = parent.subject.as_deref().unwrap_or_default();
-            if take_apart(theirs).is_reply { theirs.to_owned() } else { format!("Re: {theirs}") }
+            if is_answer(theirs) { theirs.to_owned() } else { format!("Re: {theirs}") }
         }
         (None, None) => String::new(),
     };

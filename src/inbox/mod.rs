@@ -8,6 +8,7 @@
 //! Nothing is dropped: a duplicate is linked, what is filtered is labelled, what cannot be parsed is stored
 //! raw and handed out. RFC 5321 §4.5.1 (postmaster), §6.1 (responsibility after 250).
 
+mod copies;
 mod place;
 mod returned;
 mod subject;
@@ -37,7 +38,7 @@ use place::{Placed, in_lock_order, log_name, place, would_refuse};
 
 pub(crate) use place::{add_to_thread, new_thread};
 
-pub(crate) use subject::take_apart;
+pub(crate) use subject::is_answer;
 
 /// Parsing more than this blocks a thread for long enough to move it off the async ones.
 const PARSE_INLINE: usize = 256 * 1024;
@@ -510,3 +511,5 @@ pub async fn announce(tx: &mut Tx, inbox: InboxKey, event_type: &str) -> Result<
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod threading_tests;

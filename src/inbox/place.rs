@@ -15,7 +15,7 @@ use crate::store::inbox::{self, InboxStatus, MAILBOX_INBOX, MAILBOX_JUNK, Reserv
 use crate::store::list::{self, ListDirection, ListVerdict};
 use crate::store::message::{self, Direction, Message};
 use crate::store::report;
-use crate::store::thread::{self, ListedAttachment, MAX_LISTED, Thread};
+use crate::store::thread::{self, ListedAttachment, MAX_LISTED, MAX_LISTED_OCTETS, Thread};
 use crate::store::work_item::ItemState;
 use crate::store::{StoreError, Tx};
 use crate::verify::verdict::{DmarcPolicy, Source};
@@ -54,7 +54,7 @@ pub(super) async fn place(
     let key = recipient.inbox;
     // Three numbers: the message, a thread and a work item, should they be new.
     let Some(reserved) = inbox::reserve(tx, key, 3).await? else { return Ok(Placed::Gone) };
-    let mut found = threading::find(tx, key, &recipient.inbox_address, incoming).await?;
+    let mut found = threading::find(tx, key, &recipient.inbox_address, incoming, body).await?;
     if let Some(of_message) = recipient.answers {
         // Mail to a return path that we made: it belongs to what it answers, whatever it cites.
         if let Some(sent) = message::by_key(tx, key, of_message).await? {
@@ -63,13 +63,13 @@ pub(super) async fn place(
             found.answers_ours = true;
         }
     }
-    let treatment = treat(tx, incoming, &reserved, recipient, &found).await?;
+    let treatment = treat(tx, incoming, &reserved, recipient, &mut found).await?;
     let message = record_of(incoming, recipient, &reserved, &found, &treatment, tx.now());
     let thread = grow_thread(tx, &message, &found, &treatment).await?;
     message::insert(tx, &message).await?;
     body::insert(tx, key, message.message_key, body).await?;
     inbox::place(tx, key, treatment.mailbox, message.message_key, message.modseq).await?;
-    threading::remember(tx, key, &recipient.inbox_address, incoming, thread.thread_key, &found).await?;
+    threading::remember(tx, &recipient.inbox_address, incoming, &message, &found).await?;
     announce(tx, &message, &treatment).await?;
     if let Some(of_message) = recipient.answers {
         for report in &incoming.reports {
@@ -98,16 +98,16 @@ async fn treat(
     incoming: &Incoming,
     reserved: &Reserved,
     recipient: &Recipient,
-    found: &Found,
+    found: &mut Found,
 ) -> Result<Treatment, StoreError> {
     let verdict = &incoming.verdict;
     let outside = verdict.source == Source::Smtp;
     let unverified = outside && verdict.verified_sender.is_none();
     let mut labels = vec!["received".to_owned(), "unread".to_owned()];
-    let reason = match (recipient.answers, found.answers_ours || found.join.is_some()) {
-        (Some(_), _) => "bounce",
-        (None, true) => "reply",
-        (None, false) => "new_message",
+    let reason = match (recipient.answers.is_some() || found.reports_ours, found.join) {
+        (true, _) => "bounce",
+        (false, Some(_)) => "reply",
+        (false, None) => "new_message",
     };
     let mut treatment = Treatment {
         labels: Vec::new(),
@@ -142,6 +142,10 @@ async fn treat(
         labels.push("report".to_owned());
         treatment.work = None;
     }
+    if found.first_is_held && treatment.mailbox == MAILBOX_INBOX {
+        // The first of two that are the same was kept back, a forgery perhaps: this one is the message.
+        found.duplicate_of = None;
+    }
     // A duplicate is linked to its first, and our own message come back is no news: neither makes work.
     if found.duplicate_of.is_some() || found.echo {
         treatment.work = None;
@@ -169,7 +173,7 @@ async fn blocked(
     let said = list::check(tx, recipient.inbox, direction, &asked).await?;
     let lets_in_anybody = !matches!(said.last(), Some(ListVerdict::NotAllowed { .. }));
     // A bounce comes from somebody's mail system, which no allow list names; a block holds for it too.
-    let is_bounce = recipient.answers.is_some() && incoming.reverse_path.is_none();
+    let is_bounce = (recipient.answers.is_some() || found.reports_ours) && incoming.reverse_path.is_none();
     Ok(match said.first() {
         Some(ListVerdict::Blocked(_)) => true,
         Some(ListVerdict::NotAllowed { .. }) => !is_bounce,
@@ -275,11 +279,17 @@ pub(crate) fn new_thread(message: &Message, now: i64) -> Thread {
     }
 }
 
+/// A text as a thread lists it: what one sender writes is written again with every message of the thread.
+fn listed(text: &str) -> String {
+    text.get(..text.floor_char_boundary(MAX_LISTED_OCTETS)).unwrap_or(text).to_owned()
+}
+
 /// Adds a message's figures to its thread's; lists stay bounded.
 pub(crate) fn add_to_thread(thread: &mut Thread, message: &Message, now: i64) {
     let add = |list: &mut Vec<String>, text: &String| {
-        if !text.is_empty() && list.len() < MAX_LISTED && !list.contains(text) {
-            list.push(text.clone());
+        let text = listed(text);
+        if !text.is_empty() && list.len() < MAX_LISTED && !list.contains(&text) {
+            list.push(text);
         }
     };
     add(&mut thread.senders, &message.from_text);
@@ -295,10 +305,10 @@ pub(crate) fn add_to_thread(thread: &mut Thread, message: &Message, now: i64) {
                 message_key: message.message_key,
                 at: message.created_at,
                 part: index as u32,
-                filename: part.filename.clone(),
-                content_type: part.content_type.clone(),
-                disposition: part.disposition.clone(),
-                content_id: part.content_id.clone(),
+                filename: part.filename.as_deref().map(listed),
+                content_type: listed(&part.content_type),
+                disposition: part.disposition.as_deref().map(listed),
+                content_id: part.content_id.as_deref().map(listed),
                 size: part.size,
             });
         }

@@ -1,34 +1,101 @@
 //! The base subject: what stays the same when people answer and forward. RFC 5256 §2.1 in spirit, with the
 //! reply prefixes of other languages, since clients that send no References often speak one of them.
 
-/// Reply and forward prefixes, in lower case: English, German, Scandinavian, French, Dutch, Italian, Spanish,
-/// Portuguese, Polish, Turkish, Chinese.
-const REPLY: [&str; 14] =
-    ["re", "aw", "antw", "antwort", "sv", "vs", "réf", "rif", "odp", "ynt", "回复", "答复", "回覆", "res"];
-const FORWARD: [&str; 11] = ["fw", "fwd", "wg", "tr", "rv", "enc", "doorst", "vb", "i", "转发", "轉寄"];
+/// Reply prefixes, in lower case: English, German, Scandinavian, Finnish, French, Dutch, Italian, Spanish,
+/// Portuguese, Polish, Czech, Hungarian, Turkish, Greek, Lithuanian, Icelandic, Welsh, Malay, Russian,
+/// Chinese, Japanese, Korean, Hebrew.
+const REPLY: [&str; 30] = [
+    "re",
+    "aw",
+    "antw",
+    "antwort",
+    "sv",
+    "vs",
+    "réf",
+    "rif",
+    "r",
+    "odp",
+    "ynt",
+    "yan",
+    "res",
+    "vá",
+    "ats",
+    "atb",
+    "bls",
+    "απ",
+    "σχετ",
+    "отв",
+    "ответ",
+    "回复",
+    "答复",
+    "回覆",
+    "返信",
+    "회신",
+    "답장",
+    "תגובה",
+    "השב",
+    "رد",
+];
+/// Forward prefixes of the same.
+const FORWARD: [&str; 25] = [
+    "fw",
+    "fwd",
+    "wg",
+    "wtr",
+    "tr",
+    "rv",
+    "enc",
+    "doorst",
+    "vb",
+    "vl",
+    "vidarebefordrat",
+    "i",
+    "pd",
+    "továbbítás",
+    "ilt",
+    "i̇lt",
+    "πρθ",
+    "fs",
+    "trs",
+    "пересл",
+    "转发",
+    "轉寄",
+    "転送",
+    "전달",
+    "הועבר",
+];
 
 /// Subjects longer than this are compared by their beginning.
 const MAX_BASE: usize = 300;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Prefix {
+    None,
+    Reply,
+    Forward,
+}
 
 /// A subject taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Subject {
     /// In lower case, white space folded, without prefixes, `(fwd)` and list tags.
     pub base: String,
-    /// Whether it had a reply prefix.
-    pub is_reply: bool,
+    /// What its outermost prefix says; `Fwd: Re: x` forwards an answer.
+    pub kind: Prefix,
 }
 
 pub(crate) fn take_apart(subject: &str) -> Subject {
     let folded = subject.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
     let mut rest = folded.as_str();
-    let mut is_reply = false;
+    let mut kind = Prefix::None;
     loop {
         rest = rest.trim();
         if let Some(shorter) = rest.strip_suffix("(fwd)") {
             rest = shorter;
         } else if let Some((prefix, after)) = prefix(rest) {
-            is_reply |= REPLY.contains(&prefix);
+            if kind == Prefix::None {
+                kind = if REPLY.contains(&prefix) { Prefix::Reply } else { Prefix::Forward };
+            }
             rest = after;
         } else if let Some(after) = list_tag(rest) {
             rest = after;
@@ -36,7 +103,12 @@ pub(crate) fn take_apart(subject: &str) -> Subject {
             break;
         }
     }
-    Subject { base: rest.chars().take(MAX_BASE).collect(), is_reply }
+    Subject { base: rest.chars().take(MAX_BASE).collect(), kind }
+}
+
+/// Whether the subject is that of an answer already.
+pub(crate) fn is_answer(subject: &str) -> bool {
+    take_apart(subject).kind == Prefix::Reply
 }
 
 /// `re:`, `re[2]:`, `aw :`, `回复：`.
@@ -72,9 +144,16 @@ mod tests {
         ] {
             assert_eq!(take_apart(text).base, "invoice 7", "{text}");
         }
-        assert!(take_apart("Re: x").is_reply);
-        assert!(!take_apart("Fwd: x").is_reply);
-        assert!(!take_apart("Result: x").is_reply);
+        for (text, kind) in [
+            ("Re: x", Prefix::Reply),
+            ("[list] AW: Fwd: x", Prefix::Reply),
+            ("Fwd: x", Prefix::Forward),
+            ("WG: Re: x", Prefix::Forward),
+            ("Пересл: x", Prefix::Forward),
+            ("Result: x", Prefix::None),
+        ] {
+            assert_eq!(take_apart(text).kind, kind, "{text}");
+        }
         assert_eq!(take_apart("[only a tag]").base, "[only a tag]");
         assert_eq!(take_apart("Re:").base, "");
         assert_eq!(take_apart("Note: ä:").base, "note: ä:");

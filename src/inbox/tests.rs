@@ -43,32 +43,45 @@ async fn arrive_as(test: &TestFloor, mail: Mail<'_>, dmarc: AuthResult) -> Messa
 }
 
 async fn arrive_with(test: &TestFloor, mail: Mail<'_>, dmarc: AuthResult, policy: DmarcPolicy) -> Message {
-    let floor = &test.floor;
-    let raw = mail.raw();
+    arrive_raw(test, &mail.raw(), mail.from, dmarc, policy).await
+}
+
+pub(super) async fn arrive_raw(
+    test: &TestFloor,
+    raw: &[u8],
+    from: &str,
+    dmarc: AuthResult,
+    policy: DmarcPolicy,
+) -> Message {
     let mut verdict = Verdict::local("x@stranger.example".parse().unwrap());
     verdict.source = crate::verify::verdict::Source::Smtp;
     verdict.dmarc.result = dmarc;
     verdict.dmarc.policy = policy;
-    let author: Option<Address> = mail.from.parse().ok();
+    let author: Option<Address> = from.parse().ok();
     verdict.verified_sender = author.filter(|_| dmarc == AuthResult::Pass);
+    arrive_judged(test, raw, verdict).await
+}
+
+pub(super) async fn arrive_judged(test: &TestFloor, raw: &[u8], verdict: Verdict) -> Message {
+    let floor = &test.floor;
     let to = "ada@agents.example".parse().unwrap();
     let Route::Inbox(recipient) = route(floor, &to).await.unwrap() else { panic!("no inbox") };
-    let incoming = incoming(floor, screen::structure(&raw), verdict, None, &raw);
-    commit(floor, incoming, vec![recipient], &raw, "test").await.unwrap().remove(0)
+    let incoming = incoming(floor, screen::structure(raw), verdict, None, raw);
+    commit(floor, incoming, vec![recipient], raw, "test").await.unwrap().remove(0)
 }
 
 async fn arrive(test: &TestFloor, mail: Mail<'_>) -> Message {
     arrive_as(test, mail, AuthResult::None).await
 }
 
-async fn thread_of(test: &TestFloor, message: &Message) -> Thread {
+pub(super) async fn thread_of(test: &TestFloor, message: &Message) -> Thread {
     let (inbox, thread_key) = (message.inbox, message.thread_key);
     let found: Result<_, StoreError> =
         test.floor.store.read(move |tx| Box::pin(thread::by_key(tx, inbox, thread_key))).await;
     found.unwrap().unwrap()
 }
 
-async fn claim(test: &TestFloor, inbox: InboxKey, worker: &str) -> Vec<Claimed> {
+pub(super) async fn claim(test: &TestFloor, inbox: InboxKey, worker: &str) -> Vec<Claimed> {
     let request = ClaimRequest {
         inboxes: None,
         limit: 10,
@@ -79,7 +92,7 @@ async fn claim(test: &TestFloor, inbox: InboxKey, worker: &str) -> Vec<Claimed> 
     work::claim(&test.floor, &agent(1, inbox), request).await.unwrap()
 }
 
-fn reply_to(message: &Message, text: &str) -> SendRequest {
+pub(super) fn reply_to(message: &Message, text: &str) -> SendRequest {
     SendRequest {
         kind: SendKind::Reply { message_key: message.message_key, all: false },
         to: vec![],
@@ -100,7 +113,7 @@ fn reply_to(message: &Message, text: &str) -> SendRequest {
     }
 }
 
-fn work_ref(claimed: &Claimed) -> WorkRef {
+pub(super) fn work_ref(claimed: &Claimed) -> WorkRef {
     let item = &claimed.item;
     WorkRef { item: RowId { at: item.created_at, inbox: item.inbox, seq: item.item_key }, fence: item.fence }
 }

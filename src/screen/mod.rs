@@ -16,6 +16,7 @@ pub mod kind;
 mod mime;
 mod reply;
 pub mod structure;
+pub(crate) mod ties;
 mod words;
 
 use std::borrow::Cow;
@@ -190,7 +191,7 @@ fn read(raw: &[u8]) -> Structure {
     let header = fields::header(raw);
     let mut structure = Structure {
         message_id: words::message_id(&header),
-        in_reply_to: words::message_ids(&header, "In-Reply-To"),
+        in_reply_to: words::in_reply_to(&header),
         references: words::message_ids(&header, "References"),
         date: header.first("Date").and_then(words::date),
         from: words::mailboxes(&header, "From"),
@@ -216,6 +217,7 @@ fn read(raw: &[u8]) -> Structure {
     }
     body::choose(&mut structure);
     structure.preview = preview(raw, &structure);
+    structure.ties = ties::of(raw, &header, &structure);
     structure
 }
 

@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::ties::Ties;
+
 /// A display name and an address, as the header gives them. The address is not validated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mailbox {
@@ -113,4 +115,7 @@ pub struct Structure {
     /// Index into `parts` of the HTML body.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub html: Option<u32>,
+    /// What ties it to other messages, beside its identifiers. Known at delivery alone.
+    #[serde(skip)]
+    pub ties: Ties,
 }

@@ -3,6 +3,8 @@
 //! mail-parser reads the grammar; this file makes its results safe to store and show: no control characters
 //! (an encoded word may hide a line break in a subject), no NUL (PostgreSQL cannot store it).
 
+use std::borrow::Cow;
+
 use mail_parser::parsers::MessageStream;
 use mail_parser::{Address as AddressList, HeaderValue};
 
@@ -10,8 +12,8 @@ use super::fields::{Field, Header};
 use super::structure::Mailbox;
 
 /// Identifiers kept of a References field: the first ones name the root, the last ones the parents.
-const MAX_REFERENCES: usize = 200;
-const FIRST_REFERENCES: usize = 20;
+const MAX_REFERENCES: usize = 100;
+const FIRST_REFERENCES: usize = 10;
 /// A line of a header cannot be longer (RFC 5322 §2.1.1), so an identifier that is was never made by anyone.
 const MAX_MESSAGE_ID: usize = 998;
 
@@ -98,10 +100,13 @@ pub(crate) fn date(field: &Field<'_>) -> Option<i64> {
 
 /// The identifier of the message: the first that its Message-ID field gives.
 pub(crate) fn message_id(header: &Header<'_>) -> Option<String> {
+    header.all("Message-ID").find_map(|field| first_identifier(&decoded_ids(field)))
+}
+
+/// The first identifier of a Message-ID field's value.
+pub(crate) fn first_identifier(value: &[u8]) -> Option<String> {
     let mut found = Vec::new();
-    for field in header.all("Message-ID") {
-        identifiers(field.value, true, &mut found);
-    }
+    identifiers(value, true, &mut found);
     found.into_iter().next()
 }
 
@@ -109,7 +114,7 @@ pub(crate) fn message_id(header: &Header<'_>) -> Option<String> {
 pub(crate) fn message_ids(header: &Header<'_>, name: &str) -> Vec<String> {
     let mut found = Vec::new();
     for field in header.all(name) {
-        identifiers(field.value, false, &mut found);
+        identifiers(&decoded_ids(field), false, &mut found);
     }
     let mut seen = std::collections::HashSet::with_capacity(found.len());
     found.retain(|id| seen.insert(id.clone()));
@@ -119,6 +124,36 @@ pub(crate) fn message_ids(header: &Header<'_>, name: &str) -> Vec<String> {
         found.extend(last);
     }
     found
+}
+
+/// The parents. `Message from Bob <bob@b> of "Sat, 21 Nov" <id@b>` (MH, exmh; RFC 822 §4.6.2 allowed phrases)
+/// names a person first: what is followed by words and then by another identifier is none.
+pub(crate) fn in_reply_to(header: &Header<'_>) -> Vec<String> {
+    let all = message_ids(header, "In-Reply-To");
+    if all.len() < 2 {
+        return all;
+    }
+    let mut people = Vec::new();
+    for field in header.all("In-Reply-To") {
+        let mut brackets = field.value.split(|octet| *octet == b'<').skip(1).peekable();
+        while let Some(bracket) = brackets.next() {
+            let Some(close) = memchr::memchr(b'>', bracket) else { continue };
+            let (inner, after) = bracket.split_at(close);
+            if brackets.peek().is_some() && after.iter().any(u8::is_ascii_alphabetic) {
+                people.extend(identifier(inner));
+            }
+        }
+    }
+    all.into_iter().filter(|id| !people.contains(id)).collect()
+}
+
+/// Python's email package folds a long identifier into encoded words (bpo-35805), which RFC 2047 §5 forbids.
+fn decoded_ids<'a>(field: &Field<'a>) -> Cow<'a, [u8]> {
+    let is_encoded = field.value.trim_ascii_start().starts_with(b"=?");
+    match is_encoded.then(|| text(field)).flatten() {
+        Some(text) => Cow::Owned(text.into_bytes()),
+        None => Cow::Borrowed(field.value),
+    }
 }
 
 /// RFC 5322 §3.6.4 `msg-id`, read with what is really sent: several in one field, text around them (RFC 822
@@ -163,9 +198,7 @@ fn identifier(inner: &[u8]) -> Option<String> {
 
 /// Without its brackets (RFC 2045 §7).
 pub(crate) fn content_id(field: &Field<'_>) -> Option<String> {
-    let mut found = Vec::new();
-    identifiers(field.value, true, &mut found);
-    let id = found.into_iter().next()?;
+    let id = first_identifier(field.value)?;
     id.strip_prefix('<').and_then(|id| id.strip_suffix('>')).map(str::to_owned)
 }
 
@@ -175,7 +208,7 @@ mod tests {
     use crate::screen::fields::header;
 
     fn ids(value: &str) -> Vec<String> {
-        message_ids(&header(format!("In-Reply-To:{value}\r\n\r\n").as_bytes()), "In-Reply-To")
+        in_reply_to(&header(format!("In-Reply-To:{value}\r\n\r\n").as_bytes()))
     }
 
     #[test]
@@ -183,6 +216,10 @@ mod tests {
         assert_eq!(ids(" <a@b>"), ["<a@b>"]);
         assert_eq!(ids(" <a@b> <c@d>\r\n\t<a@b>"), ["<a@b>", "<c@d>"]);
         assert_eq!(ids(" Your message of Sat, 21 Nov 2026 <a@b>"), ["<a@b>"]);
+        assert_eq!(ids(" Message from Bob <bob@b> of \"Sat, 21 Nov\" <a@b>"), ["<a@b>"]);
+        assert_eq!(ids(" Message from B <b@b>\r\n of Mon <a@b>\r\n <c@d>"), ["<a@b>", "<c@d>"]);
+        assert_eq!(ids(" <a@b> from \"Bob\" at Nov 21, 26 10:00:00 am"), ["<a@b>"]);
+        assert_eq!(ids(" =?utf-8?q?=3Ca=2E1?=\r\n =?utf-8?q?=40b=3E?="), ["<a.1@b>"]);
         assert_eq!(ids(" a@b"), ["<a@b>"]);
         assert_eq!(ids(" <a\r\n @b >"), ["<a@b>"]);
         assert_eq!(ids(" <<a@b>>"), ["<a@b>"]);
@@ -200,7 +237,7 @@ mod tests {
         let all: String = (0..500).map(|n| format!(" <{n}@x>\r\n")).collect();
         let kept = ids(&all);
         assert_eq!(kept.len(), MAX_REFERENCES);
-        assert_eq!((kept[0].as_str(), kept[199].as_str()), ("<0@x>", "<499@x>"));
+        assert_eq!((kept[0].as_str(), kept[99].as_str()), ("<0@x>", "<499@x>"));
     }
 
     #[test]

@@ -40,6 +40,31 @@ pub struct BodyStore {
     spool: Spool,
 }
 
+impl Body {
+    /// The octets, where they are at hand: not those in the object store.
+    pub(crate) fn octets(&self) -> Option<Vec<u8>> {
+        at_hand(self.codec, self.size, self.bytes.as_deref()?)
+    }
+}
+
+fn at_hand(codec: &str, size: i64, bytes: &[u8]) -> Option<Vec<u8>> {
+    match codec {
+        "raw" => Some(bytes.to_vec()),
+        "zstd" => zstd::bulk::decompress(bytes, usize::try_from(size).ok()?).ok(),
+        _ => None,
+    }
+}
+
+/// The octets of a message that stand in the database; `None` also for those in the object store.
+pub(crate) async fn in_row(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    message_key: i64,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let found = fetch(tx, inbox, message_key).await?;
+    Ok(found.and_then(|(codec, size, bytes, _)| at_hand(&codec, size, &bytes?)))
+}
+
 impl BodyStore {
     /// S3 takes its credentials from the environment, as AWS's own tools do.
     pub fn open(url: &StorageUrl, spool: Spool) -> Result<BodyStore, StoreError> {

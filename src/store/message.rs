@@ -343,7 +343,7 @@ pub async fn unhandled(
         "SELECT ",
         columns!(),
         " FROM message WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND direction = 'in'
-            AND handled = 0 AND duplicate_of IS NULL ORDER BY message_key LIMIT $4"
+            AND handled <> 1 AND duplicate_of IS NULL ORDER BY message_key LIMIT $4"
     );
     let args = [inbox.pod.into(), inbox.inbox.into(), thread_key.into(), limit.into()];
     tx.rows(sql, &args).await?.iter().map(from_row).collect()
@@ -356,12 +356,14 @@ pub(crate) async fn mark_handled(
     thread_key: i64,
     until: i64,
 ) -> Result<(), StoreError> {
-    tx.execute(
+    // SQLite would walk through all messages of the thread.
+    let sql = tx.either(
+        "UPDATE message INDEXED BY message_unhandled SET handled = 1
+         WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND message_key <= $4 AND handled <> 1",
         "UPDATE message SET handled = 1
-         WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND message_key <= $4 AND handled = 0",
-        &[inbox.pod.into(), inbox.inbox.into(), thread_key.into(), until.into()],
-    )
-    .await?;
+         WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND message_key <= $4 AND handled <> 1",
+    );
+    tx.execute(sql, &[inbox.pod.into(), inbox.inbox.into(), thread_key.into(), until.into()]).await?;
     Ok(())
 }
 
@@ -397,49 +399,6 @@ pub async fn set_labels(
     )
     .await?;
     Ok(())
-}
-
-/// A message that threading found by its Message-ID.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Cited {
-    pub rfc_message_id: String,
-    pub message_key: i64,
-    pub thread_key: i64,
-    /// Made by this server, with an id of 128 random bits.
-    pub ours: bool,
-    pub body_hash: Vec<u8>,
-    pub duplicate_of: Option<i64>,
-}
-
-/// Messages of the inbox with any of these Message-IDs.
-pub(crate) async fn cited(tx: &mut Tx, inbox: InboxKey, ids: &[String]) -> Result<Vec<Cited>, StoreError> {
-    if ids.is_empty() {
-        return Ok(Vec::new());
-    }
-    // The plus keeps the planners from walking the whole inbox in the order that is asked for.
-    let sql = tx.either(
-        "SELECT rfc_message_id, message_key, thread_key, direction, body_hash, duplicate_of FROM message
-         WHERE pod_key = $1 AND inbox_key = $2 AND rfc_message_id IN (SELECT value FROM json_each($3))
-         ORDER BY +message_key LIMIT 500",
-        "SELECT rfc_message_id, message_key, thread_key, direction, body_hash, duplicate_of FROM message
-         WHERE pod_key = $1 AND inbox_key = $2
-           AND rfc_message_id = ANY (ARRAY(SELECT json_array_elements_text($3::json)))
-         ORDER BY +message_key LIMIT 500",
-    );
-    let args = [inbox.pod.into(), inbox.inbox.into(), to_json(&ids)?.into()];
-    let rows = tx.rows(sql, &args).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Cited {
-                rfc_message_id: row.get(0)?,
-                message_key: row.get(1)?,
-                thread_key: row.get(2)?,
-                ours: row.get::<String>(3)? == "out",
-                body_hash: row.get(4)?,
-                duplicate_of: row.get(5)?,
-            })
-        })
-        .collect()
 }
 
 /// What arrived since `since`, newest first.

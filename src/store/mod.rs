@@ -38,6 +38,8 @@ use futures_util::future::BoxFuture;
 use crate::clock::{Clock, Millis};
 use crate::config::DatabaseUrl;
 
+#[cfg(test)]
+pub(crate) use sqlite::spent;
 pub use value::{FromValue, Row, Value};
 pub use wakeups::{Topic, Wakeups};
 

@@ -80,8 +80,8 @@ const PURGE: [&str; 9] = [
        (SELECT thread_key FROM thread WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
     "DELETE FROM participant WHERE pod_key = $1 AND inbox_key = $2 AND thread_key IN
        (SELECT thread_key FROM participant WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
-    "DELETE FROM missing_parent WHERE pod_key = $1 AND inbox_key = $2 AND thread_key IN
-       (SELECT thread_key FROM missing_parent WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
+    "DELETE FROM thread_name WHERE pod_key = $1 AND inbox_key = $2 AND thread_key IN
+       (SELECT thread_key FROM thread_name WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
     "DELETE FROM placement WHERE pod_key = $1 AND inbox_key = $2 AND message_key IN
        (SELECT message_key FROM placement WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
     "DELETE FROM mailbox WHERE pod_key = $1 AND inbox_key = $2 AND mailbox_key IN

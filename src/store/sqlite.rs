@@ -287,6 +287,8 @@ pub(super) fn execute(
     let mut statement = connection.prepare_cached(sql).map_err(failure)?;
     bind(&mut statement, args)?;
     let changed = statement.raw_execute().map_err(failure)?;
+    #[cfg(test)]
+    spent::note(&statement, args, &[]);
     Ok(changed as u64)
 }
 
@@ -321,7 +323,55 @@ pub(super) fn rows(
         }
         rows.push(Row(values));
     }
+    #[cfg(test)]
+    {
+        drop(found);
+        spent::note(&statement, args, &rows);
+    }
     Ok(rows)
+}
+
+/// What statements cost, counted for tests on the thread that runs them: work, which is the same on every
+/// machine, where time is not.
+#[cfg(test)]
+pub(crate) mod spent {
+    use std::cell::Cell;
+
+    use rusqlite::StatementStatus;
+
+    use super::{Row, Value};
+
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    pub(crate) struct Spent {
+        pub statements: u64,
+        /// Instructions of SQLite's virtual machine: grows with the rows that are walked through.
+        pub steps: u64,
+        /// Octets of arguments and of rows that were fetched.
+        pub octets: u64,
+    }
+
+    thread_local! {
+        static SPENT: Cell<Spent> = const { Cell::new(Spent { statements: 0, steps: 0, octets: 0 }) };
+    }
+
+    pub(super) fn note(statement: &rusqlite::Statement<'_>, args: &[Value], rows: &[Row]) {
+        let size = |value: &Value| match value {
+            Value::Text(Some(text)) => text.len() as u64,
+            Value::Bytes(Some(octets)) => octets.len() as u64,
+            _ => 8,
+        };
+        let fetched = rows.iter().flat_map(|row| &row.0);
+        let mut spent = SPENT.get();
+        spent.statements += 1;
+        spent.steps += statement.reset_status(StatementStatus::VmStep) as u64;
+        spent.octets += args.iter().chain(fetched).map(size).sum::<u64>();
+        SPENT.set(spent);
+    }
+
+    /// What was spent since the last time that it was asked; asked within the transaction.
+    pub(crate) fn take() -> Spent {
+        SPENT.take()
+    }
 }
 
 fn value(value: ValueRef<'_>) -> Result<Value, StoreError> {

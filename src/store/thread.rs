@@ -11,6 +11,8 @@ use crate::ids::{InboxKey, Prefix, RowId};
 /// Senders, recipients and attachments that a thread lists; a thread of 10,000 messages costs no more to
 /// update than one of ten.
 pub(crate) const MAX_LISTED: usize = 50;
+/// Octets of each of them: an address has at most 254 (RFC 5321 §4.5.3.1), and a name stands before it.
+pub(crate) const MAX_LISTED_OCTETS: usize = 400;
 
 /// An attachment as a thread lists it: which message, which part, what it is.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -224,35 +226,145 @@ pub fn place(thread: &Thread) -> Place {
     }
 }
 
-/// Notes that `address` took part.
-pub(crate) async fn add_participant(
+/// Notes that these took part: addresses, and lists under the name that threading gives them.
+pub(crate) async fn add_participants(
     tx: &mut Tx,
     inbox: InboxKey,
     thread_key: i64,
-    address: &str,
+    who: &[String],
 ) -> Result<(), StoreError> {
-    tx.execute(
-        "INSERT INTO participant (pod_key, inbox_key, thread_key, address, last_at) VALUES ($1, $2, $3, $4, $5)
+    if who.is_empty() {
+        return Ok(());
+    }
+    let sql = tx.either(
+        "INSERT INTO participant (pod_key, inbox_key, thread_key, address, last_at)
+         SELECT $1, $2, $3, value, $5 FROM json_each($4) WHERE true
          ON CONFLICT (pod_key, inbox_key, thread_key, address) DO UPDATE SET last_at = excluded.last_at",
-        &[inbox.pod.into(), inbox.inbox.into(), thread_key.into(), address.into(), tx.now().into()],
-    )
-    .await?;
+        "INSERT INTO participant (pod_key, inbox_key, thread_key, address, last_at)
+         SELECT $1::bigint, $2::bigint, $3::bigint, value, $5::bigint
+         FROM (SELECT DISTINCT value FROM json_array_elements_text($4::json)) AS who
+         ON CONFLICT (pod_key, inbox_key, thread_key, address) DO UPDATE SET last_at = excluded.last_at",
+    );
+    let args =
+        [inbox.pod.into(), inbox.inbox.into(), thread_key.into(), to_json(&who)?.into(), tx.now().into()];
+    tx.execute(sql, &args).await?;
     Ok(())
 }
 
-pub(crate) async fn took_part(
+/// A message of the inbox, or a thread's name, that a new message has named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Relative {
+    /// A Message-ID in angle brackets, or one of the other names that threads have.
+    pub name: String,
+    pub thread_key: i64,
+    /// Whether the asker took part in the thread.
+    pub took_part: bool,
+    /// The message that has this Message-ID; of a name, the message that brought it.
+    pub message_key: Option<i64>,
+    /// `None`: the thread only has this name, a Message-ID that it waits for among others.
+    pub known: Option<Known>,
+}
+
+/// What threading asks of a message that is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// Made by this server, with an id of 128 random bits.
+    pub ours: bool,
+    pub body_hash: Vec<u8>,
+    pub duplicate_of: Option<i64>,
+    /// Policy keeps it back.
+    pub held: bool,
+    pub size: i64,
+}
+
+/// Everything that is known here by any of these names, in one statement: messages by their Message-ID, threads
+/// by their names, and whether `author` or `list` took part. Of many with one name the ten oldest and the ten newest, so
+/// that a flood under one name costs nobody anything.
+pub(crate) async fn relatives(
     tx: &mut Tx,
     inbox: InboxKey,
-    thread_key: i64,
-    address: &str,
-) -> Result<bool, StoreError> {
-    let row = tx
-        .row(
-            "SELECT 1 FROM participant WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND address = $4",
-            &[inbox.pod.into(), inbox.inbox.into(), thread_key.into(), address.into()],
-        )
-        .await?;
-    Ok(row.is_some())
+    names: &[String],
+    (author, list): (Option<&str>, Option<&str>),
+) -> Result<Vec<Relative>, StoreError> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = tx.either(
+        "SELECT j.value, m.thread_key, m.message_key, m.direction, m.body_hash, m.duplicate_of, m.labels, m.size,
+                (SELECT count(*) FROM participant p WHERE p.pod_key = $1 AND p.inbox_key = $2
+                    AND p.thread_key = m.thread_key AND p.address IN ($4, $5))
+         FROM json_each($3) j CROSS JOIN message m
+         WHERE m.pod_key = $1 AND m.inbox_key = $2 AND m.message_key IN (
+             SELECT * FROM (SELECT message_key FROM message WHERE pod_key = $1 AND inbox_key = $2
+                            AND rfc_message_id = j.value ORDER BY message_key LIMIT 10)
+             UNION SELECT * FROM (SELECT message_key FROM message WHERE pod_key = $1 AND inbox_key = $2
+                            AND rfc_message_id = j.value ORDER BY message_key DESC LIMIT 10))
+         UNION ALL
+         SELECT j.value, n.thread_key, n.message_key, NULL, NULL, NULL, NULL, NULL,
+                (SELECT count(*) FROM participant p WHERE p.pod_key = $1 AND p.inbox_key = $2
+                    AND p.thread_key = n.thread_key AND p.address IN ($4, $5))
+         FROM json_each($3) j CROSS JOIN thread_name n
+         WHERE n.pod_key = $1 AND n.inbox_key = $2 AND n.name = j.value AND n.thread_key IN (
+             SELECT * FROM (SELECT thread_key FROM thread_name WHERE pod_key = $1 AND inbox_key = $2
+                            AND name = j.value ORDER BY thread_key LIMIT 10)
+             UNION SELECT * FROM (SELECT thread_key FROM thread_name WHERE pod_key = $1 AND inbox_key = $2
+                            AND name = j.value ORDER BY thread_key DESC LIMIT 10))",
+        // Each name is looked up by itself: for all at once the planner likes to walk the whole inbox.
+        "SELECT j.name, m.thread_key, m.message_key, m.direction, m.body_hash, m.duplicate_of, m.labels, m.size,
+                (SELECT count(*) FROM participant p WHERE p.pod_key = $1 AND p.inbox_key = $2
+                    AND p.thread_key = m.thread_key AND p.address IN ($4, $5))
+         FROM json_array_elements_text($3::json) AS j(name) CROSS JOIN LATERAL (
+             (SELECT thread_key, message_key, direction, body_hash, duplicate_of, labels, size FROM message
+              WHERE pod_key = $1 AND inbox_key = $2 AND rfc_message_id = j.name
+              ORDER BY rfc_message_id, message_key LIMIT 10)
+             UNION (SELECT thread_key, message_key, direction, body_hash, duplicate_of, labels, size FROM message
+              WHERE pod_key = $1 AND inbox_key = $2 AND rfc_message_id = j.name
+              ORDER BY rfc_message_id DESC, message_key DESC LIMIT 10)) AS m
+         UNION ALL
+         SELECT j.name, n.thread_key, n.message_key, NULL, NULL, NULL, NULL, NULL,
+                (SELECT count(*) FROM participant p WHERE p.pod_key = $1 AND p.inbox_key = $2
+                    AND p.thread_key = n.thread_key AND p.address IN ($4, $5))
+         FROM json_array_elements_text($3::json) AS j(name) CROSS JOIN LATERAL (
+             (SELECT thread_key, message_key FROM thread_name
+              WHERE pod_key = $1 AND inbox_key = $2 AND name = j.name ORDER BY name, thread_key LIMIT 10)
+             UNION (SELECT thread_key, message_key FROM thread_name
+              WHERE pod_key = $1 AND inbox_key = $2 AND name = j.name
+              ORDER BY name DESC, thread_key DESC LIMIT 10)) AS n",
+    );
+    let args = [
+        inbox.pod.into(),
+        inbox.inbox.into(),
+        to_json(&names)?.into(),
+        author.map(str::to_owned).into(),
+        list.map(str::to_owned).into(),
+    ];
+    let mut found: Vec<Relative> =
+        tx.rows(sql, &args).await?.iter().map(relative).collect::<Result<_, StoreError>>()?;
+    found.sort_by_key(|relative| (relative.known.is_none(), relative.message_key, relative.thread_key));
+    Ok(found)
+}
+
+fn relative(row: &Row) -> Result<Relative, StoreError> {
+    let direction: Option<String> = row.get(3)?;
+    let known = match direction {
+        Some(direction) => Some(Known {
+            ours: direction == "out",
+            body_hash: row.get(4)?,
+            duplicate_of: row.get(5)?,
+            held: from_json::<Vec<String>>(&row.get::<String>(6)?)?
+                .iter()
+                .any(|label| label == "blocked" || label == "spam"),
+            size: row.get(7)?,
+        }),
+        None => None,
+    };
+    Ok(Relative {
+        name: row.get(0)?,
+        thread_key: row.get(1)?,
+        message_key: row.get(2)?,
+        took_part: row.get(8)?,
+        known,
+    })
 }
 
 /// The latest thread with this base subject in which `address` took part since `since`.
@@ -277,48 +389,40 @@ pub(crate) async fn by_subject(
     row.map(|row| row.get(0)).transpose()
 }
 
-/// Threads that wait for any of these Message-IDs, as (id, thread).
-pub(crate) async fn waiting_for(
+/// Gives the thread these names, for who will use them later.
+pub(crate) async fn add_names(
     tx: &mut Tx,
     inbox: InboxKey,
-    ids: &[String],
-) -> Result<Vec<(String, i64)>, StoreError> {
-    if ids.is_empty() {
-        return Ok(Vec::new());
+    thread_key: i64,
+    message_key: i64,
+    names: &[&str],
+) -> Result<(), StoreError> {
+    if names.is_empty() {
+        return Ok(());
     }
     let sql = tx.either(
-        "SELECT rfc_message_id, thread_key FROM missing_parent WHERE pod_key = $1 AND inbox_key = $2
-           AND rfc_message_id IN (SELECT value FROM json_each($3)) ORDER BY thread_key LIMIT 100",
-        "SELECT rfc_message_id, thread_key FROM missing_parent WHERE pod_key = $1 AND inbox_key = $2
-           AND rfc_message_id = ANY (ARRAY(SELECT json_array_elements_text($3::json))) ORDER BY thread_key LIMIT 100",
-    );
-    let rows = tx.rows(sql, &[inbox.pod.into(), inbox.inbox.into(), to_json(&ids)?.into()]).await?;
-    rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
-}
-
-pub(crate) async fn add_missing_parent(
-    tx: &mut Tx,
-    inbox: InboxKey,
-    rfc_message_id: &str,
-    thread_key: i64,
-) -> Result<(), StoreError> {
-    tx.execute(
-        "INSERT INTO missing_parent (pod_key, inbox_key, rfc_message_id, thread_key) VALUES ($1, $2, $3, $4)
+        "INSERT INTO thread_name (pod_key, inbox_key, name, thread_key, message_key)
+         SELECT $1, $2, value, $4, $5 FROM json_each($3) WHERE true ON CONFLICT DO NOTHING",
+        "INSERT INTO thread_name (pod_key, inbox_key, name, thread_key, message_key)
+         SELECT $1::bigint, $2::bigint, value, $4::bigint, $5::bigint FROM json_array_elements_text($3::json)
          ON CONFLICT DO NOTHING",
-        &[inbox.pod.into(), inbox.inbox.into(), rfc_message_id.into(), thread_key.into()],
-    )
-    .await?;
+    );
+    let args = [
+        inbox.pod.into(),
+        inbox.inbox.into(),
+        to_json(&names)?.into(),
+        thread_key.into(),
+        message_key.into(),
+    ];
+    tx.execute(sql, &args).await?;
     Ok(())
 }
 
-pub(crate) async fn remove_missing_parent(
-    tx: &mut Tx,
-    inbox: InboxKey,
-    rfc_message_id: &str,
-) -> Result<(), StoreError> {
+/// The message of this Message-ID has come: nobody waits for it any more.
+pub(crate) async fn forget_name(tx: &mut Tx, inbox: InboxKey, name: &str) -> Result<(), StoreError> {
     tx.execute(
-        "DELETE FROM missing_parent WHERE pod_key = $1 AND inbox_key = $2 AND rfc_message_id = $3",
-        &[inbox.pod.into(), inbox.inbox.into(), rfc_message_id.into()],
+        "DELETE FROM thread_name WHERE pod_key = $1 AND inbox_key = $2 AND name = $3",
+        &[inbox.pod.into(), inbox.inbox.into(), name.into()],
     )
     .await?;
     Ok(())

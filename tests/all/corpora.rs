@@ -78,45 +78,46 @@ async fn threads_of_a_list() -> Option<()> {
     }
     assert!(groups_of_thread.values().all(|groups| groups.len() == 1), "strangers were put into one thread");
 
-    // In the order of arrival: nobody is in a thread in which he took no part, and who cites a thread in which he did
-    // is not left outside. The rest are newcomers, listed.
+    // In the order of arrival: nobody is in a thread in which neither he nor his list took part, and who cites a thread
+    // in which one of them did is not left outside. The rest are newcomers, listed.
     let mut thread_of_id: HashMap<String, String> = HashMap::new();
     let mut took_part: HashMap<String, HashSet<String>> = HashMap::new();
     let (mut joined, mut newcomers, mut unexplained) = (0, 0, Vec::new());
     for letter in &letters {
-        let (own, from) = (thread(letter), author(&letter.bytes));
+        let (own, parties) = (thread(letter), parties(&letter.bytes));
+        let of = |thread: &str| took_part.get(thread).is_some_and(|people| !people.is_disjoint(&parties));
         let cited = cited(&letter.bytes)
             .iter()
             .filter_map(|id| thread_of_id.get(id).cloned())
             .collect::<HashSet<_>>();
-        let allowed = cited.iter().filter(|thread| took_part[*thread].contains(&from)).collect::<Vec<_>>();
-        match took_part.get(&own) {
+        let allowed = cited.iter().filter(|thread| of(thread)).collect::<Vec<_>>();
+        let name = &letter.name;
+        match took_part.contains_key(&own) {
             // By a citation, or because both cite a parent that never came.
-            Some(people) if people.contains(&from) => joined += 1,
-            Some(_) => unexplained
-                .push(format!("{} by {from} joined a thread in which he took no part", letter.name)),
-            None if !allowed.is_empty() => {
+            true if of(&own) => joined += 1,
+            true => unexplained.push(format!("{name} joined a thread in which {parties:?} took no part")),
+            false if !allowed.is_empty() => {
                 unexplained
-                    .push(format!("{} by {from} stays out of {allowed:?}, where he took part", letter.name));
+                    .push(format!("{name} stays out of {allowed:?}, where one of {parties:?} took part"));
             }
-            None if !cited.is_empty() => {
+            false if !cited.is_empty() => {
                 newcomers += 1;
-                eprintln!("{}: a newcomer, {from}, cites a thread in which he took no part", letter.name);
+                eprintln!("{name}: newcomers, {parties:?}, cite a thread in which they took no part");
             }
-            None => {}
+            false => {}
         }
         if let Some(id) = mail::header(&letter.bytes, "Message-ID") {
             thread_of_id.insert(id.trim().to_owned(), own.clone());
         }
-        took_part.entry(own).or_default().insert(from);
+        took_part.entry(own).or_default().extend(parties);
     }
+    let (threads, by_references) = (took_part.len(), expected["stats"]["threads_REFS"].as_u64().unwrap());
     eprintln!(
-        "{} messages, {} threads ({} by references alone); {joined} joined, {newcomers} newcomers stand alone",
+        "{} messages, {threads} threads ({by_references} by references alone); {joined} joined, {newcomers} newcomers stand alone",
         letters.len(),
-        took_part.len(),
-        expected["stats"]["threads_REFS"]
     );
     assert!(unexplained.is_empty(), "{}", unexplained.join("\n"));
+    assert!(threads as u64 <= by_references + 2, "{threads} threads of {by_references}");
     Some(())
 }
 
@@ -256,6 +257,11 @@ fn author(bytes: &[u8]) -> String {
     let from = mail::header(bytes, "From").unwrap_or_default();
     let inside = from.rsplit_once('<').and_then(|(_, rest)| rest.split_once('>')).map(|(address, _)| address);
     inside.unwrap_or_else(|| from.split('(').next().unwrap_or("").trim()).to_ascii_lowercase()
+}
+
+/// Who takes part by this message: its author, and the list that it came through.
+fn parties(bytes: &[u8]) -> HashSet<String> {
+    HashSet::from_iter(std::iter::once(author(bytes)).chain(mail::header(bytes, "List-Id")))
 }
 
 fn cited(bytes: &[u8]) -> Vec<String> {

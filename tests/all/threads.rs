@@ -53,8 +53,64 @@ async fn references(setup: Setup) {
     let random = id.trim_start_matches('<').split('@').next().unwrap();
     assert!(random.len() >= 20, "at least 96 random bits in {id}");
     let carol = format!("In-Reply-To: {id}\r\n");
-    let carol = letter(&server, "carol@remote.example", "Fwd: Question", "c@remote.example", &carol).await;
-    assert_eq!(carol["thread_id"], first["thread_id"]);
+    let answer =
+        letter(&server, "carol@remote.example", "Re: Fwd: Question", "c@remote.example", &carol).await;
+    assert_eq!(answer["thread_id"], first["thread_id"]);
+    // Dave forwards it on: that is a conversation of his own.
+    let forward = letter(&server, "dave@remote.example", "WG: Question", "d@remote.example", &carol).await;
+    assert_ne!(forward["thread_id"], first["thread_id"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ties_messages_beside_their_references_on_sqlite() {
+    other_ties(TestServer::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ties_messages_beside_their_references_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    other_ties(TestServer::new().on(&database)).await;
+}
+
+/// Each kind of tie once, on both databases; who may use it is tested beside the code.
+async fn other_ties(setup: Setup) {
+    const BOB: &str = "bob@remote.example";
+    let sink = Sink::start().await;
+    let dns = Dns::start(&sink.zone("remote.example")).await;
+    let server = setup.inbox("ada").dns(&dns).start().await;
+    let outlook = "Thread-Index: AdZ3kq5Yw2dxZ0V4SmW0W4qC8Jb3Ug==\r\n";
+    let first = letter(&server, BOB, "Offer", "o1@remote.example", outlook).await;
+    let next = letter(&server, BOB, "About it", "o2@remote.example", outlook).await;
+    assert_eq!(next["thread_id"], first["thread_id"], "Outlook");
+
+    let gone = "In-Reply-To: <late@remote.example>\r\n";
+    let answer = letter(&server, BOB, "Early", "e1@remote.example", gone).await;
+    let second = letter(&server, BOB, "Early too", "e2@remote.example", gone).await;
+    let late = letter(&server, BOB, "Late", "late@remote.example", "").await;
+    assert_eq!(second["thread_id"], answer["thread_id"], "two answers to what is not here");
+    assert_eq!(late["thread_id"], answer["thread_id"], "and it comes");
+
+    let path = format!("/v0/inboxes/{ADA}/messages/%3Co1@remote.example%3E/reply");
+    let reply = server.api.post(&path, json!({"text": "Answer"})).await.ok();
+    let id = reply["message_id"].as_str().unwrap();
+    let report = format!(
+        "From: MAILER-DAEMON@mx.remote.example\r\nSubject: Undeliverable\r\nMIME-Version: 1.0\r\n\
+         Content-Type: multipart/report; report-type=delivery-status; boundary=b\r\n\r\n--b\r\n\
+         Content-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; mx.remote.example\r\n\r\n\
+         Final-Recipient: rfc822; {BOB}\r\nAction: failed\r\nStatus: 5.1.1\r\n\r\n--b\r\n\
+         Content-Type: text/rfc822-headers\r\n\r\nMessage-ID: {id}\r\n\r\n--b--\r\n"
+    );
+    server.receive("", ADA, report.as_bytes()).await;
+    let bounce = server.message(ADA, "Undeliverable").await;
+    assert_eq!(bounce["thread_id"], first["thread_id"], "a bounce that quotes");
+    assert_eq!(server.api.get("/v1/suppressions").await.ok()["count"], 0, "it speaks for nobody");
+
+    let unnamed = "From: cron@remote.example\r\nDate: Sat, 21 Nov 2026 10:00:00 +0000\r\nSubject: Backup\r\n\r\nDone\r\n";
+    server.receive("cron@remote.example", ADA, unnamed.as_bytes()).await;
+    server.receive("cron@remote.example", ADA, unnamed.as_bytes()).await;
+    let list = server.api.get(&format!("/v0/inboxes/{ADA}/messages?subject=Backup")).await.ok();
+    let duplicates = list["messages"].as_array().unwrap().iter().filter(|m| m["duplicate_of"].is_string());
+    assert_eq!((list["count"].as_i64(), duplicates.count()), (Some(2), 1), "{list}");
 }
 
 /// A duplicate (same inbox, same Message-ID, same body) is linked to its first and makes no second work item; the same
