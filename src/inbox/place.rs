@@ -82,7 +82,14 @@ pub(super) async fn place(
     }
     if let Some((to, reason)) = treatment.work {
         let item_key = reserved.first + 2;
-        let arrived = work::Arrived { inbox: key, thread_key: thread.thread_key, item_key, reason, to };
+        let arrived = work::Arrived {
+            inbox: key,
+            thread_key: thread.thread_key,
+            item_key,
+            reason,
+            to,
+            new_thread: found.join.is_none(),
+        };
         let item = work::raise(tx, arrived).await?;
         if to == HandedTo::Held && item.state != ItemState::Held {
             message::set_aside(tx, key, message.message_key).await?;

@@ -1,14 +1,18 @@
 //! SQLite: one writer thread that commits in groups, several readers, each with its own connection.
 //!
-//! The writer takes every job that waits (at most `GROUP`), runs them one after the other in one transaction,
-//! each in a savepoint so that one that fails is undone alone, commits once, and only then answers. WAL with
+//! The writer takes every job that waits (at most `SQLITE_GROUP`), runs them one after the other in one
+//! transaction, commits once, and only then answers. A job that fails is undone alone. WAL with
 //! `synchronous=FULL`: the fsync of that one COMMIT covers every job of the group (SQLite: "FULL … syncs the
 //! WAL after each transaction commit"). A crash before it loses the group, of which nobody has heard yet.
+//!
+//! The log is folded into the database by a thread of its own, so that nobody waits for it (`Log`).
 //!
 //! A closure's future never waits on SQLite, because every statement completes at once; it is polled once on
 //! the thread that owns the connection.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -20,21 +24,57 @@ use super::{Connection, Row, StoreError, Tx, Value, Wakeups, migrate};
 use crate::clock::Clock;
 use crate::config::limits;
 
-/// Runs in the transaction.
-type WriteJob = Box<dyn FnOnce(&mut Tx) -> Ran + Send>;
-type ReadJob = Box<dyn FnOnce(&mut Tx) + Send>;
-/// Called after the COMMIT, with its outcome.
-type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
-
-/// A job that ran: whether its effects are to be kept, and whom to tell.
-struct Ran {
-    keep: bool,
-    answer: Answer,
+/// Something to write, and who asked for it.
+trait WriteJob: Send {
+    /// Runs in the transaction, again where that was undone; whether its effects are to be kept.
+    fn run(&mut self, tx: &mut Tx) -> bool;
+    /// Called after the COMMIT, with its outcome. Dropped without it: the job was not run.
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>);
 }
+
+type ReadJob = Box<dyn FnOnce(&mut Tx) + Send>;
+
+struct Job<T, E, F> {
+    f: F,
+    outcome: Option<Result<T, E>>,
+    asker: oneshot::Sender<Result<T, E>>,
+}
+
+impl<T, E, F> WriteJob for Job<T, E, F>
+where
+    T: Send,
+    E: From<StoreError> + Send,
+    F: for<'t> Fn(&'t mut Tx) -> BoxFuture<'t, Result<T, E>> + Send,
+{
+    fn run(&mut self, tx: &mut Tx) -> bool {
+        let outcome = poll_once((self.f)(tx));
+        let keep = outcome.is_ok();
+        self.outcome = Some(outcome);
+        keep
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
+        let Some(outcome) = self.outcome else { return };
+        // The asker may be gone (its client hung up): then nobody is told, and nothing was promised.
+        drop(self.asker.send(committed.map_err(E::from).and(outcome)));
+    }
+}
+
+/// After a job failed, so many groups run each job in a savepoint: failures come in bursts, and each one in a
+/// group without savepoints runs the group twice.
+const CAREFUL: u32 = 16;
+
+/// Pages of the log from which on it is folded into the database: 64 MiB. Pages that change all the time (the
+/// ends of indexes) are written back once for many changes.
+const CHECKPOINT_PAGES: u32 = 16_384;
+/// Passes beside the writer until it takes the rest upon itself.
+const CHECKPOINT_PASSES: usize = 3;
+/// Pages that the writer folds in a few milliseconds.
+const CHECKPOINT_REST: i64 = 1_000;
 
 #[derive(Clone)]
 pub(super) struct Sqlite {
-    writer: async_channel::Sender<WriteJob>,
+    writer: async_channel::Sender<Box<dyn WriteJob>>,
     readers: async_channel::Sender<ReadJob>,
     stopped: async_channel::Receiver<()>,
 }
@@ -48,18 +88,24 @@ impl Sqlite {
         let (opened, opening) = oneshot::channel();
         let reader_path = path.clone();
         let reader_clock = clock.clone();
+        let (checkpoints, asked) = async_channel::bounded(1);
+        let log = Arc::new(Log::default());
+        let writer_log = Arc::clone(&log);
         spawn("store-writer", move || {
             let _alive = alive;
-            match open_writer(&path, &clock) {
+            match open_writer(&path, &clock, Arc::clone(&writer_log)) {
                 Ok(tx) => {
                     if opened.send(Ok(())).is_ok() {
-                        Writer { tx, clock, wakeups }.run(&write_jobs);
+                        Writer { tx, clock, wakeups, careful: 0, log: writer_log, checkpoints }
+                            .run(&write_jobs);
                     }
                 }
                 Err(e) => drop(opened.send(Err(e))),
             }
         })?;
         opening.await.map_err(|_| StoreError::Closed)??;
+        let connection = open_connection(&reader_path)?;
+        spawn("store-checkpoint", move || checkpoint_loop(&connection, &log, &asked))?;
         for _ in 0..limits::SQLITE_READERS {
             let connection = open_connection(&reader_path)?;
             connection.execute_batch("PRAGMA query_only = 1").map_err(failure)?;
@@ -76,17 +122,8 @@ impl Sqlite {
         E: From<StoreError> + Send + 'static,
         F: for<'t> Fn(&'t mut Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
     {
-        let (answer, answered) = oneshot::channel();
-        let job: WriteJob = Box::new(move |tx| {
-            let outcome = poll_once(f(tx));
-            Ran {
-                keep: outcome.is_ok(),
-                answer: Box::new(move |committed| {
-                    // The asker may be gone (its client hung up): then nobody is told, and nothing was promised.
-                    drop(answer.send(committed.map_err(E::from).and(outcome)));
-                }),
-            }
-        });
+        let (asker, answered) = oneshot::channel();
+        let job: Box<dyn WriteJob> = Box::new(Job { f, outcome: None, asker });
         self.writer.send(job).await.map_err(|_| StoreError::Closed)?;
         // Dropped unanswered: its group could not begin, or was lost. Another time it may do.
         answered.await.map_err(|_| StoreError::Unavailable("the transaction was not run".to_owned()))?
@@ -141,7 +178,9 @@ fn open_connection(path: &PathBuf) -> Result<rusqlite::Connection, StoreError> {
         .map_err(failure)?;
     connection
         .execute_batch(
-            "PRAGMA page_size = 8192;
+            // A message changes some 25 pages, most of them the ends of its inbox's own indexes: what a commit
+            // syncs is their number times their size.
+            "PRAGMA page_size = 4096;
              PRAGMA journal_mode = WAL;
              PRAGMA synchronous = FULL;
              PRAGMA cache_size = -32768;
@@ -151,10 +190,9 @@ fn open_connection(path: &PathBuf) -> Result<rusqlite::Connection, StoreError> {
     Ok(connection)
 }
 
-fn open_writer(path: &PathBuf, clock: &Clock) -> Result<Tx, StoreError> {
-    let connection = open_connection(path)?;
-    // A checkpoint every 32 MiB of WAL instead of every 4: each one syncs the database file.
-    connection.execute_batch("PRAGMA wal_autocheckpoint = 4000").map_err(failure)?;
+fn open_writer(path: &PathBuf, clock: &Clock, log: Arc<Log>) -> Result<Tx, StoreError> {
+    let mut connection = open_connection(path)?;
+    connection.execute_batch("PRAGMA wal_autocheckpoint = 0").map_err(failure)?;
     let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(failure)?;
     if mode != "wal" {
         return Err(StoreError::Unfit(format!(
@@ -163,17 +201,53 @@ fn open_writer(path: &PathBuf, clock: &Clock) -> Result<Tx, StoreError> {
         )));
     }
     migrate::sqlite(&connection, clock.now())?;
+    let grown = move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {
+        log.pages.store(pages.unsigned_abs(), Ordering::Relaxed);
+        Ok(())
+    };
+    connection.wal_hook(Some(grown)).map_err(failure)?;
     Ok(Tx::new(Connection::Sqlite(connection), clock.now()))
+}
+
+/// What the writer and the checkpointer tell one another of the write-ahead log.
+#[derive(Default)]
+struct Log {
+    /// Its pages after the last commit.
+    pages: AtomicU32,
+    /// Most of it was folded into the database just now.
+    folded: AtomicBool,
+}
+
+/// Folds the log into the database beside the writer. A pass leaves what was committed during it; when little
+/// is left, the writer folds the rest between two commits.
+fn checkpoint_loop(connection: &rusqlite::Connection, log: &Log, asked: &async_channel::Receiver<()>) {
+    while asked.recv_blocking().is_ok() {
+        for _ in 0..CHECKPOINT_PASSES {
+            let pass = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+                Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+            });
+            let Ok((_, folded)) = pass else { break };
+            if i64::from(log.pages.load(Ordering::Relaxed)) - folded < CHECKPOINT_REST {
+                break;
+            }
+        }
+        log.folded.store(true, Ordering::Release);
+    }
 }
 
 struct Writer {
     tx: Tx,
     clock: Clock,
     wakeups: Wakeups,
+    log: Arc<Log>,
+    /// Asks for a checkpoint.
+    checkpoints: async_channel::Sender<()>,
+    /// Groups that are still run with a savepoint for each job, because one failed lately.
+    careful: u32,
 }
 
 impl Writer {
-    fn run(mut self, jobs: &async_channel::Receiver<WriteJob>) {
+    fn run(mut self, jobs: &async_channel::Receiver<Box<dyn WriteJob>>) {
         while let Ok(first) = jobs.recv_blocking() {
             let mut group = Vec::with_capacity(limits::SQLITE_GROUP);
             group.push(first);
@@ -184,61 +258,96 @@ impl Writer {
                 }
             }
             self.commit(group);
+            self.fold();
         }
         // The last one out folds the WAL into the database, so that a stopped server is one file.
         drop(self.batch("PRAGMA wal_checkpoint(TRUNCATE)"));
     }
 
     /// One transaction for the whole group; every job hears the outcome of the COMMIT that covers it.
-    fn commit(&mut self, group: Vec<WriteJob>) {
-        let mut answers: Vec<Answer> = Vec::with_capacity(group.len());
-        let mut begun = self.batch("BEGIN IMMEDIATE");
-        for job in group {
-            if begun.is_err() {
-                // Not run at all: outside a transaction each statement would commit by itself.
-                answers.push(refuse(job));
-                continue;
-            }
-            self.tx.now = self.clock.now();
-            match self.run_job(job) {
-                Ok(answer) => answers.push(answer),
-                Err((answer, error)) => {
-                    // SQLite rolled the transaction back by itself (full disk, I/O error): with this job, all
-                    // those before it are gone.
-                    answers.push(answer);
-                    begun = Err(error);
-                }
-            }
-        }
-        let outcome = begun.and_then(|()| self.batch("COMMIT"));
+    ///
+    /// A savepoint costs a copy of every page that its job touches, so there is none until a job fails: then
+    /// the transaction is undone and the group runs again, each job in a savepoint of its own.
+    fn commit(&mut self, mut group: Vec<Box<dyn WriteJob>>) {
+        let whole = self.careful == 0 && self.together(&mut group);
+        let outcome = if whole {
+            Ok(())
+        } else {
+            self.careful = if self.careful == 0 { CAREFUL } else { self.careful - 1 };
+            self.one_by_one(&mut group)
+        };
+        let outcome = outcome.and_then(|()| self.batch("COMMIT"));
         if outcome.is_err() {
-            drop(self.batch("ROLLBACK"));
-            self.tx.wakes.clear();
+            self.undo();
         }
-        for answer in answers {
-            answer(outcome.clone());
+        for job in group {
+            job.answer(outcome.clone());
         }
         for topic in self.tx.wakes.drain(..) {
             self.wakeups.tell(topic);
         }
     }
 
-    /// One job in its savepoint. `Err` where the whole transaction is lost.
-    fn run_job(&mut self, job: WriteJob) -> Result<Answer, (Answer, StoreError)> {
-        if let Err(e) = self.cached("SAVEPOINT job") {
-            return Err((refuse(job), e));
+    /// Has the log folded into the database, by the other thread as far as it can: what commits meanwhile it
+    /// leaves behind, and the log begins anew only when nothing is left.
+    fn fold(&mut self) {
+        if self.log.folded.swap(false, Ordering::AcqRel) {
+            drop(self.batch("PRAGMA wal_checkpoint(PASSIVE)"));
+        } else if self.log.pages.load(Ordering::Relaxed) >= CHECKPOINT_PAGES {
+            // Asked already, where there is no room.
+            let _asked = self.checkpoints.try_send(());
         }
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(&mut self.tx)));
-        let Ran { keep, answer } = outcome.unwrap_or_else(|_| Ran { keep: false, answer: Box::new(|_| ()) });
-        if !keep && !self.in_transaction() {
-            return Err((answer, StoreError::Storage("the transaction was rolled back".into())));
+    }
+
+    /// Runs the group as one; where a job fails, everything is undone and it is `false`.
+    fn together(&mut self, group: &mut [Box<dyn WriteJob>]) -> bool {
+        let mut fine = self.batch("BEGIN IMMEDIATE").is_ok();
+        for job in group {
+            fine = fine && self.run_job(job.as_mut());
         }
-        let ended =
-            if keep { self.cached("RELEASE job") } else { self.batch("ROLLBACK TO job; RELEASE job") };
-        match ended {
-            Ok(()) => Ok(answer),
-            Err(e) => Err((answer, e)),
+        if !fine {
+            self.undo();
         }
+        fine
+    }
+
+    /// Runs each job in a savepoint, so that one that fails is undone alone.
+    fn one_by_one(&mut self, group: &mut Vec<Box<dyn WriteJob>>) -> Result<(), StoreError> {
+        let begun = self.batch("BEGIN IMMEDIATE");
+        if begun.is_err() {
+            // Not run at all: outside a transaction each statement would commit by itself.
+            group.clear();
+        }
+        begun?;
+        for (at, job) in group.iter_mut().enumerate() {
+            let ended = self.cached("SAVEPOINT job").and_then(|()| {
+                let keep = self.run_job(job.as_mut());
+                if !keep && !self.in_transaction() {
+                    // SQLite rolled the transaction back by itself (full disk, I/O error): with this job, all
+                    // those before it are gone.
+                    return Err(StoreError::Storage("the transaction was rolled back".into()));
+                }
+                if keep { self.cached("RELEASE job") } else { self.batch("ROLLBACK TO job; RELEASE job") }
+            });
+            if ended.is_err() {
+                group.truncate(at + 1);
+                return ended;
+            }
+        }
+        Ok(())
+    }
+
+    fn run_job(&mut self, job: &mut dyn WriteJob) -> bool {
+        self.tx.now = self.clock.now();
+        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job.run(&mut self.tx)));
+        ran.unwrap_or(false)
+    }
+
+    fn undo(&mut self) {
+        if self.in_transaction() {
+            drop(self.batch("ROLLBACK"));
+        }
+        self.tx.wakes.clear();
     }
 
     fn in_transaction(&self) -> bool {
@@ -258,12 +367,6 @@ impl Writer {
             Connection::Postgres(_) => Ok(()),
         }
     }
-}
-
-/// Answers a job that never ran: dropping it closes its channel, which its asker reads as `Unavailable`.
-fn refuse(job: WriteJob) -> Answer {
-    drop(job);
-    Box::new(|_| ())
 }
 
 fn read_loop(connection: rusqlite::Connection, clock: &Clock, jobs: &async_channel::Receiver<ReadJob>) {

@@ -15,6 +15,8 @@ pub(crate) struct Arrived {
     /// `new_message`, `reply`, `bounce`; why it is held, where it is.
     pub reason: &'static str,
     pub to: HandedTo,
+    /// The message opened the thread, which can have no item then.
+    pub new_thread: bool,
 }
 
 /// Who gets to see the item.
@@ -34,7 +36,10 @@ pub(crate) const PAUSED: (HandedTo, &str) = (HandedTo::Held, INBOX_PAUSED);
 /// Opens an item, or lets the open one know. At most one is open a thread.
 pub(crate) async fn raise(tx: &mut Tx, arrived: Arrived) -> Result<WorkItem, StoreError> {
     let now = tx.now();
-    let last = work_item::latest_of_thread(tx, arrived.inbox, arrived.thread_key).await?;
+    let last = match arrived.new_thread {
+        true => None,
+        false => work_item::latest_of_thread(tx, arrived.inbox, arrived.thread_key).await?,
+    };
     let mut item = match last {
         Some(item) if item.state != ItemState::Done => item,
         last => {
