@@ -6,11 +6,17 @@
 //! * `in`: from the first connection to the last 250, for messages signed by 20 domains (RSA-2048, mean 9 KB): SPF,
 //!   DKIM and DMARC verified against the DNS server here, threaded, with a work item, durable.
 //! * `out`: from the first request to the remote's last 250: released by the API, signed twice, delivered by MX.
+//! * `claimable`: from the end of DATA until a waiting worker holds the item, at half of full load.
+//! * `stored`: the same as `in`, with 10 thousand and with `--stored N` (1,000,000) messages stored before.
 //!
 //! Options: `--postgres`, `--messages N` (4000), `--connections N` (20), `--runs N` (3). Figures are in README.md.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code)]
 
+#[path = "road/claimable.rs"]
+mod claimable;
+#[path = "road/stored.rs"]
+mod stored;
 #[path = "../tests/all/world/mod.rs"]
 mod world;
 
@@ -44,6 +50,7 @@ struct Options {
     messages: usize,
     connections: usize,
     runs: usize,
+    stored: usize,
 }
 
 fn options() -> Options {
@@ -58,6 +65,7 @@ fn options() -> Options {
         messages: number("--messages", 4000),
         connections: number("--connections", 20),
         runs: number("--runs", 3),
+        stored: number("--stored", 1_000_000),
     }
 }
 
@@ -69,9 +77,11 @@ async fn main() {
     match options.mode.as_str() {
         "in" => inbound(&options, &database).await,
         "out" => outbound(&options, &database).await,
+        "claimable" => claimable::run(&options, &database).await,
+        "stored" => stored::run(&options, &database).await,
         _ => {
             eprintln!(
-                "cargo bench --bench road -- in|out [--postgres] [--messages N] [--connections N] [--runs N]"
+                "cargo bench --bench road -- in|out|claimable|stored [--postgres] [--messages N] [--connections N] [--runs N]"
             )
         }
     }
@@ -87,20 +97,31 @@ async fn inbound(options: &Options, database: &Database) {
         let mean = corpus.iter().map(Vec::len).sum::<usize>() / corpus.len();
         println!("in: {} messages of {mean} bytes, {} connections", options.messages, options.connections);
         let cpu = cpu_seconds(server.pid());
-        let (next, begun) = (Arc::new(AtomicUsize::new(0)), Instant::now());
-        let tasks = (0..options.connections)
-            .map(|_| tokio::spawn(connection(server.smtp, corpus.clone(), next.clone())))
-            .collect::<Vec<_>>();
-        let mut waits = Vec::new();
-        for task in tasks {
-            waits.extend(task.await.unwrap());
-        }
+        let begun = Instant::now();
+        let waits = all_at_once(server.smtp, corpus, options.connections).await;
         report(run, options.messages, begun.elapsed(), cpu_seconds(server.pid()) - cpu, waits);
     }
     let message = server.api.get("/v0/inboxes/u0@agents.example/messages?limit=1").await.ok();
     let id = world::api::path_escape(message["messages"][0]["message_id"].as_str().unwrap());
     let full = server.api.get(&format!("/v0/inboxes/u0@agents.example/messages/{id}")).await.ok();
     println!("the last of them: {}", full["verdict"]);
+}
+
+/// Every message, over so many connections; the times from the final dot to the 250.
+async fn all_at_once(
+    address: std::net::SocketAddr,
+    corpus: Arc<Vec<Vec<u8>>>,
+    connections: usize,
+) -> Vec<Duration> {
+    let next = Arc::new(AtomicUsize::new(0));
+    let tasks = (0..connections)
+        .map(|_| tokio::spawn(connection(address, corpus.clone(), next.clone())))
+        .collect::<Vec<_>>();
+    let mut waits = Vec::new();
+    for task in tasks {
+        waits.extend(task.await.expect("connection"));
+    }
+    waits
 }
 
 /// Messages one after the other on one connection; gives the times from the final dot to the 250.
@@ -270,17 +291,22 @@ async fn start(database: &Database, dns: &Dns) -> TestServer {
 }
 
 fn report(run: usize, messages: usize, took: Duration, cpu: f64, mut waits: Vec<Duration>) {
-    waits.sort();
-    let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0;
     println!(
-        "run {run}: {:.0} messages/s ({messages} in {:.2} s), p50 {:.1} ms, p95 {:.1} ms, p99 {:.1} ms, server CPU {:.0} us a message",
+        "run {run}: {:.0} messages/s ({messages} in {:.2} s), {}, server CPU {:.0} us a message",
         messages as f64 / took.as_secs_f64(),
         took.as_secs_f64(),
-        at(0.5),
-        at(0.95),
-        at(0.99),
+        quantiles(&mut waits),
         cpu * 1e6 / messages as f64,
     );
+}
+
+fn quantiles(waits: &mut [Duration]) -> String {
+    waits.sort();
+    let at = |share: f64| {
+        let wait = waits.get(((waits.len().max(1) - 1) as f64 * share) as usize);
+        wait.map_or(f64::NAN, |wait| wait.as_secs_f64() * 1000.0)
+    };
+    format!("p50 {:.1} ms, p95 {:.1} ms, p99 {:.1} ms", at(0.5), at(0.95), at(0.99))
 }
 
 /// User and system time of a process (proc(5): fields 14 and 15, in ticks of 10 ms).
