@@ -19,7 +19,6 @@ use hickory_resolver::net::{DnsError as HickoryDnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{TokioResolver, system_conf};
-use mail_auth::MessageAuthenticator;
 
 /// One question, retries and TCP included.
 const QUESTION: Duration = Duration::from_secs(3);
@@ -35,6 +34,8 @@ const LONGEST_NEGATIVE: Duration = Duration::from_secs(300);
 const SHORTEST_NEGATIVE: Duration = Duration::from_secs(5);
 /// The largest UDP answer asked for: it avoids fragments (RFC 9715; the figure is DNS Flag Day 2020's).
 const UDP_PAYLOAD: u16 = 1232;
+/// Octets of a name as text: 255 on the wire (RFC 1035 §2.3.4).
+const LONGEST_NAME: usize = 253;
 /// Requests under way on one connection; each inbound session asks a handful at once.
 const ACTIVE_REQUESTS: usize = 1024;
 
@@ -70,7 +71,7 @@ pub struct Mx {
 /// The resolver. Cloning shares cache and connections.
 #[derive(Clone)]
 pub struct Resolver {
-    inner: MessageAuthenticator,
+    inner: TokioResolver,
 }
 
 impl Resolver {
@@ -110,12 +111,7 @@ impl Resolver {
             .with_options(options)
             .build()
             .map_err(|error| DnsError::Temporary(error.to_string()))?;
-        Ok(Resolver { inner: MessageAuthenticator(resolver) })
-    }
-
-    /// The same resolver in the form that mail-auth takes.
-    pub fn mail_auth(&self) -> &MessageAuthenticator {
-        &self.inner
+        Ok(Resolver { inner: resolver })
     }
 
     /// The mail exchangers of `domain`, best first. The order among equals is the answer's.
@@ -154,6 +150,17 @@ impl Resolver {
         }
     }
 
+    /// The addresses of `host` of one family, that of `like`.
+    pub async fn addresses_like(&self, host: &str, like: IpAddr) -> Result<Vec<IpAddr>, DnsError> {
+        let kind = if like.is_ipv4() { RecordType::A } else { RecordType::AAAA };
+        let lookup = self.ask(fqdn(host)?, kind).await?;
+        records(&lookup, |data| match data {
+            RData::A(a) => Some(IpAddr::V4(a.0)),
+            RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
+            _ => None,
+        })
+    }
+
     /// The TXT records of `name`, the strings of each joined without a space (RFC 7208 §3.3, RFC 6376
     /// §3.6.2.2).
     pub async fn txt(&self, name: &str) -> Result<Vec<String>, DnsError> {
@@ -174,7 +181,7 @@ impl Resolver {
     }
 
     async fn ask(&self, name: Name, kind: RecordType) -> Result<Lookup, DnsError> {
-        match tokio::time::timeout(QUESTION, self.inner.0.lookup(name, kind)).await {
+        match tokio::time::timeout(QUESTION, self.inner.lookup(name, kind)).await {
             Ok(Ok(lookup)) => Ok(lookup),
             Ok(Err(error)) => Err(DnsError::from(error)),
             Err(_) => Err(DnsError::Temporary("no answer in time".into())),
@@ -195,19 +202,35 @@ fn name_server(address: &SocketAddr) -> NameServerConfig {
 }
 
 /// A name that no search list is tried on. What is no name cannot exist.
+///
+/// ASCII goes as it stands: a label may hold anything (RFC 2181 §11), and nothing in it is an escape.
 fn fqdn(name: &str) -> Result<Name, DnsError> {
-    let mut name = Name::from_str_relaxed(name).map_err(|_| DnsError::NotFound)?;
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.len() > LONGEST_NAME {
+        return Err(DnsError::NotFound);
+    }
+    let labels = || Name::from_labels(name.split('.').map(str::as_bytes));
+    let name = if name.is_ascii() { labels() } else { Name::from_str_relaxed(name) };
+    let mut name = name.map_err(|_| DnsError::NotFound)?;
     name.set_fqdn(true);
     Ok(name)
 }
 
-/// Lower case and without the dot at the end; the root stays `.`.
+/// Lower case and without the dot at the end; the root stays `.`. A label that is no text is written with
+/// escapes, and so is not the name of anything that is asked for.
 fn plain_name(name: &Name) -> String {
-    let text = name.to_lowercase().to_ascii();
-    match text.strip_suffix('.') {
-        Some("") | None => text,
-        Some(text) => text.to_owned(),
+    let plain = |octet: &u8| octet.is_ascii_graphic() && !matches!(octet, b'.' | b'\\');
+    if !name.iter().flatten().all(plain) {
+        return name.to_lowercase().to_ascii();
     }
+    let mut text = String::with_capacity(name.len());
+    for label in name.iter() {
+        if !text.is_empty() {
+            text.push('.');
+        }
+        text.extend(label.iter().map(|octet| char::from(octet.to_ascii_lowercase())));
+    }
+    if text.is_empty() { ".".to_owned() } else { text }
 }
 
 /// The wanted records of an answer. A CNAME alone is no answer (NODATA at its target).

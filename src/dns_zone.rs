@@ -26,13 +26,12 @@ pub(crate) struct Server {
 }
 
 fn name(text: &str) -> Name {
-    let mut name = Name::from_str_relaxed(text).unwrap();
-    name.set_fqdn(true);
-    name
+    if text == "." { Name::root() } else { super::fqdn(text).unwrap() }
 }
 
 fn key(name: &Name) -> String {
-    name.to_lowercase().to_ascii().trim_end_matches('.').to_owned()
+    let labels: Vec<_> = name.iter().map(|label| String::from_utf8_lossy(label).to_lowercase()).collect();
+    labels.join(".")
 }
 
 impl Zone {
@@ -69,6 +68,11 @@ impl Zone {
     pub fn ptr(self, address: &str, host: &str) -> Zone {
         let owner = Name::from(address.parse::<IpAddr>().unwrap()).to_ascii();
         self.add(&owner, RData::PTR(PTR(name(host))))
+    }
+
+    /// The same with the owner already in the reverse zone.
+    pub fn alias_ptr(self, owner: &str, host: &str) -> Zone {
+        self.add(owner, RData::PTR(PTR(name(host))))
     }
 
     /// SERVFAIL for everything about this name.

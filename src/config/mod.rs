@@ -41,6 +41,7 @@ pub struct Config {
     pub http: Http,
     pub metrics: Metrics,
     pub dns: Dns,
+    pub verify: Verify,
     pub relay: Relay,
     pub tls: TlsConfig,
     pub log: Log,
@@ -97,6 +98,13 @@ pub struct Metrics {
 pub struct Dns {
     /// Empty: the system's.
     pub servers: Vec<SocketAddr>,
+}
+
+/// What strangers' mail is believed.
+#[derive(Debug, Clone)]
+pub struct Verify {
+    /// Domains whose ARC seals may turn a DMARC policy off; what is below them is theirs too.
+    pub arc_forwarders: Vec<String>,
 }
 
 /// How mail leaves.
@@ -255,6 +263,9 @@ impl Config {
             },
             metrics: Metrics { listen: s.take("metrics.listen", values::listen, Vec::new) },
             dns: Dns { servers: s.take("dns.servers", values::name_servers, Vec::new) },
+            verify: Verify {
+                arc_forwarders: s.take("verify.arc_forwarders", values::optional_domains, Vec::new),
+            },
             relay: take_relay(s),
             tls: TlsConfig { files: take_tls(s) },
             log: Log {

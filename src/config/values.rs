@@ -56,7 +56,8 @@ pub(super) fn hostname(value: &Value) -> Result<String, String> {
     Ok(name)
 }
 
-pub(super) fn domains(value: &Value) -> Result<Vec<String>, String> {
+/// Domains, each once; none is fine.
+pub(super) fn optional_domains(value: &Value) -> Result<Vec<String>, String> {
     let mut domains: Vec<String> = vec![];
     for name in value.list()? {
         let name = domain(&name)?;
@@ -65,6 +66,11 @@ pub(super) fn domains(value: &Value) -> Result<Vec<String>, String> {
         }
         domains.push(name);
     }
+    Ok(domains)
+}
+
+pub(super) fn domains(value: &Value) -> Result<Vec<String>, String> {
+    let domains = optional_domains(value)?;
     match domains.is_empty() {
         true => Err("is empty; at least one domain is needed, like [\"agents.example.org\"]".into()),
         false => Ok(domains),

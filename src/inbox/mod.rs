@@ -240,8 +240,16 @@ pub async fn receive(
     let received_at = floor.clock.now();
     let hostname = &floor.config.hostname;
     let from = screen::from_mailboxes(&raw);
-    let verdict =
-        verify::verify(&floor.dns, &envelope.peer, &envelope.mail_from, hostname, &raw, &from).await;
+    let question = verify::Question {
+        peer: &envelope.peer,
+        mail_from: &envelope.mail_from,
+        hostname,
+        forwarders: &floor.config.verify.arc_forwarders,
+        now: received_at,
+        raw: &raw,
+        from: &from,
+    };
+    let verdict = verify::verify(&floor.dns, question).await;
     if verdict.dmarc_failed() && verdict.dmarc.policy == DmarcPolicy::Reject {
         tracing::info!(id, domain = verdict.dmarc.domain, "refused: DMARC failed under p=reject");
         let text = format!("{} asks to reject mail that fails DMARC", verdict.dmarc.domain);

@@ -1,64 +1,119 @@
 //! DKIM, RFC 6376: did the domain that signed really sign this text?
 //!
-//! mail-auth verifies; this file decides what it is shown. At most `MAX_SIGNATURES`, those nearest to the
-//! From domains first. Never: a signature over a part of the body (`l=`), with rsa-sha1 (RFC 8301 §3.1),
-//! one that leaves From unsigned (§6.1.1) or whose list of fields is a denial of service. Keys below 1,024
-//! bits fail in the cryptographic library (RFC 8301 §3.2).
+//! At most `MAX_SIGNATURES` are verified, those nearest to the From domains first. Never: a signature over a
+//! part of the body (`l=`: whoever may append to a signed text may write the message), with rsa-sha1
+//! (RFC 8301 §3.1), with an RSA key below 1,024 bits (§3.2), one that leaves From unsigned (§6.1.1) or whose
+//! list of fields is a denial of service.
+//!
+//! A signature by a key in test mode (`t=y`) counts as none, whether it verifies or not (§3.6.1).
 
 use futures_util::future::join_all;
 use mail_auth::common::crypto::Algorithm;
-use mail_auth::common::headers::Header;
-use mail_auth::dkim::{Canonicalization, DkimError, Signature};
-use mail_auth::{AuthenticatedMessage, DkimOutput, DkimResult, DnsError as MailAuthDnsError, Error};
 
+use super::key::{self, KeyError};
+use super::lookups::{Lookups, SPENT};
+use super::signed::{Coverage, Message, Signature};
+use super::tags::{EmptyTags, Tags};
 use super::verdict::{AuthResult, Dkim};
-use crate::dns::{DnsError, Resolver};
+use crate::address::normalize_domain;
+use crate::clock::Millis;
+use crate::screen::fields::Field;
 
 /// OpenDKIM #271: signatures cost the verifier a DNS lookup and an RSA operation each.
-const MAX_SIGNATURES: usize = 5;
+pub(crate) const MAX_SIGNATURES: usize = 5;
 /// Recorded of those that are not even looked at.
 const MAX_REFUSED: usize = 5;
 /// Field names in `h=`; honest signatures stay below 60, and verifying is quadratic in them.
 const MAX_SIGNED_FIELDS: usize = 200;
 
-/// Takes out what must not be verified, says why, and orders the rest by nearness to the From domains.
-pub(crate) fn refuse(message: &mut AuthenticatedMessage<'_>, from_domains: &[String]) -> Vec<Dkim> {
-    let mut refused: Vec<Dkim> = message
-        .errors
-        .iter()
-        .filter(|header| header.name.trim_ascii().eq_ignore_ascii_case(b"DKIM-Signature"))
-        .take(MAX_REFUSED)
-        .map(|header| unreadable(header.value, &header.header))
-        .collect();
-    message.errors.clear();
-    message.dkim_headers.retain(|header| {
-        let verdict = objection(&header.header);
-        if let Some((result, why)) = verdict
-            && refused.len() < MAX_REFUSED
-        {
-            refused.push(entry(&header.header, result, Some(why.to_owned())));
-        }
-        verdict.is_none()
-    });
-    let nearness = |signature: &Signature| {
-        from_domains.iter().map(|from| common_labels(from, &signature.d)).max().unwrap_or(0)
-    };
-    message.dkim_headers.sort_by_key(|header| std::cmp::Reverse(nearness(&header.header)));
-    message.dkim_headers.truncate(MAX_SIGNATURES);
-    refused
+/// The signatures of a message: those that are worth a key, and those that are not.
+pub(crate) struct Signatures<'m> {
+    pub candidates: Vec<Candidate<'m>>,
+    pub refused: Vec<Dkim>,
 }
 
-fn objection(signature: &Signature) -> Option<(AuthResult, &'static str)> {
-    if !signature.h.iter().any(|name| name.trim().eq_ignore_ascii_case("from")) {
-        return Some((AuthResult::PermError, "From is not signed"));
+pub(crate) struct Candidate<'m> {
+    field: Field<'m>,
+    signature: Signature,
+    coverage: Coverage,
+    /// Domain of `i=`.
+    identity: Option<String>,
+}
+
+/// What is wrong with a signature, before any key is asked for.
+type Objection = (AuthResult, &'static str);
+
+/// Reads the signatures, says what is wrong with them, and orders the rest by nearness to the authors.
+pub(crate) fn read<'m>(message: &Message<'m>, authors: &[String], now: Millis) -> Signatures<'m> {
+    let mut candidates: Vec<Candidate<'m>> = Vec::new();
+    let mut refused = Vec::new();
+    for field in message.all("DKIM-Signature") {
+        let text = std::str::from_utf8(field.value).map_err(|_| "not UTF-8");
+        match text.and_then(|text| Tags::parse(text, EmptyTags::Skipped)) {
+            Ok(tags) => match candidate(field, &tags, now) {
+                Ok(candidate) => candidates.push(candidate),
+                Err((result, why)) if refused.len() < MAX_REFUSED => {
+                    refused.push(named(&tags, result, why));
+                }
+                Err(_) => {}
+            },
+            Err(why) if refused.len() < MAX_REFUSED => {
+                refused.push(record_of(["", "", ""], AuthResult::PermError, Some(why.to_owned())));
+            }
+            Err(_) => {}
+        }
     }
-    if signature.h.len() > MAX_SIGNED_FIELDS {
-        return Some((AuthResult::Policy, "too many signed fields"));
+    let nearness = |domain: &str| authors.iter().map(|from| common_labels(from, domain)).max().unwrap_or(0);
+    candidates.sort_by_key(|candidate| std::cmp::Reverse(nearness(&candidate.signature.domain)));
+    candidates.truncate(MAX_SIGNATURES);
+    Signatures { candidates, refused }
+}
+
+fn candidate<'m>(field: &Field<'m>, tags: &Tags<'_>, now: Millis) -> Result<Candidate<'m>, Objection> {
+    let permanent = |why| (AuthResult::PermError, why);
+    if tags.get("v") != Some("1") {
+        return Err(permanent("an unknown version"));
     }
-    if signature.a == Algorithm::RsaSha1 {
-        return Some((AuthResult::Policy, "rsa-sha1 proves nothing"));
+    if tags.get("l").is_some() {
+        return Err((AuthResult::Policy, "a signature over a part of the body (l=)"));
     }
-    None
+    if tags.get("q").is_some_and(|list| !list.split(':').any(|way| way.trim() == "dns/txt")) {
+        return Err(permanent("a key that is not in the DNS"));
+    }
+    let signature = Signature::read(tags).map_err(permanent)?;
+    if signature.algorithm == Algorithm::RsaSha1 {
+        return Err((AuthResult::Policy, "rsa-sha1 proves nothing"));
+    }
+    let coverage = Coverage::read(tags).map_err(permanent)?;
+    if !coverage.fields.iter().any(|name| name.eq_ignore_ascii_case("from")) {
+        return Err(permanent("From is not signed"));
+    }
+    if coverage.fields.len() > MAX_SIGNED_FIELDS {
+        return Err((AuthResult::Policy, "too many signed fields"));
+    }
+    let signed_at = tags.number("t").map_err(permanent)?;
+    let expires = tags.number("x").map_err(permanent)?;
+    if let Some(expires) = expires {
+        if signed_at.is_some_and(|signed_at| expires <= signed_at) {
+            return Err(permanent("it expired before it was signed"));
+        }
+        // RFC 6376 §3.5: "Signatures MAY be considered invalid" from then on.
+        if u64::try_from(now.div_euclid(1000)).unwrap_or(0) > expires {
+            return Err((AuthResult::Fail, "the signature has expired"));
+        }
+    }
+    let identity = identity(tags, &signature.domain).map_err(permanent)?;
+    Ok(Candidate { field: *field, signature, coverage, identity })
+}
+
+/// RFC 6376 §3.5: the domain of `i=` is that of `d=` or below it.
+fn identity(tags: &Tags<'_>, domain: &str) -> Result<Option<String>, &'static str> {
+    let Some(written) = tags.get("i") else { return Ok(None) };
+    let identity = written.rsplit_once('@').and_then(|(_, domain)| normalize_domain(domain).ok());
+    let below = |identity: &String| {
+        identity == domain || identity.strip_suffix(domain).is_some_and(|head| head.ends_with('.'))
+    };
+    identity.filter(below).map(Some).ok_or("an identity outside the domain")
 }
 
 /// How many labels two domains share, counted from the right.
@@ -66,157 +121,68 @@ fn common_labels(a: &str, b: &str) -> usize {
     a.rsplit('.').zip(b.rsplit('.')).take_while(|(a, b)| a.eq_ignore_ascii_case(b)).count()
 }
 
-/// Asks for all keys at once; takes out the signatures whose key nobody could tell.
-pub(crate) async fn without_key<'x>(
-    dns: &Resolver,
-    message: &mut AuthenticatedMessage<'x>,
-) -> Vec<(Header<'x, Signature>, String)> {
-    let asked = message.dkim_headers.iter().map(|header| {
-        let signature = &header.header;
-        let name = format!("{}._domainkey.{}", signature.s, signature.d);
-        async move { dns.txt(&name).await }
-    });
-    let answers = join_all(asked).await;
-    let headers = std::mem::take(&mut message.dkim_headers);
-    let mut dead = Vec::new();
-    for (header, answer) in headers.into_iter().zip(answers) {
-        match answer {
-            Err(DnsError::Temporary(why)) => dead.push((header, why)),
-            _ => message.dkim_headers.push(header),
-        }
-    }
-    dead
+/// Verifies what `read` has left, all keys asked for at once.
+pub(crate) async fn check(
+    lookups: &Lookups<'_>,
+    message: &Message<'_>,
+    candidates: &[Candidate<'_>],
+) -> Vec<Dkim> {
+    join_all(candidates.iter().map(|candidate| candidate.check(lookups, message))).await
 }
 
-/// Verifies what is left; the keys are in the cache by now.
-pub(crate) async fn check<'x>(
-    dns: &Resolver,
-    message: &'x AuthenticatedMessage<'x>,
-    dead: &'x [(Header<'x, Signature>, String)],
-) -> Vec<DkimOutput<'x>> {
-    let mut outputs = dns.mail_auth().verify_dkim(message).await;
-    again_without_tail(dns, message, &mut outputs).await;
-    outputs.extend(dead.iter().map(|(header, why)| {
-        DkimOutput::temp_err(Error::Dns(MailAuthDnsError::Resolver(why.clone())))
-            .with_signature(&header.header)
-    }));
-    outputs
-}
-
-/// mail-auth issue #62 (fixed in 0.15.0): lines of white space at the end of the body give a wrong hash
-/// under relaxed canonicalization. RFC 6376 §3.4.4 ignores them, so the body without them must verify.
-async fn again_without_tail<'x>(
-    dns: &Resolver,
-    message: &'x AuthenticatedMessage<'x>,
-    outputs: &mut [DkimOutput<'x>],
-) {
-    let hash_failed = |output: &DkimOutput<'_>| {
-        matches!(output.result(), DkimResult::Neutral(Error::Dkim(DkimError::FailedBodyHashMatch)))
-            && output.signature().is_some_and(|signature| signature.cb == Canonicalization::Relaxed)
-    };
-    if !outputs.iter().any(&hash_failed) {
-        return;
-    }
-    let Some(copy) = without_tail(message.raw_message(), message.body_offset()) else { return };
-    let Some(mut again) = AuthenticatedMessage::parse(&copy) else { return };
-    again.errors.clear();
-    for (header, output) in message.dkim_headers.iter().zip(outputs.iter_mut()) {
-        if !hash_failed(output) {
-            continue;
+impl Candidate<'_> {
+    async fn check(&self, lookups: &Lookups<'_>, message: &Message<'_>) -> Dkim {
+        let Signature { domain, selector, .. } = &self.signature;
+        // No key makes up for another body.
+        if !self.coverage.body_matches(message) {
+            return self.record(AuthResult::Fail, Some("the body was changed".to_owned()));
         }
-        // One signature at a time, so that there is no question which result is whose.
-        let mut one = again.clone();
-        one.dkim_headers.retain(|candidate| candidate.value == header.value);
-        one.dkim_headers.truncate(1);
-        let result = dns.mail_auth().verify_dkim(&one).await;
-        match result.first().map(DkimOutput::result) {
-            Some(DkimResult::Pass) => *output = DkimOutput::pass().with_signature(&header.header),
-            Some(DkimResult::Fail(error)) => {
-                *output = DkimOutput::fail(error.clone()).with_signature(&header.header);
+        let key = match key::fetch(lookups, selector, domain).await {
+            Ok(key) => key,
+            Err(KeyError::Temporary(why)) => return self.record(AuthResult::TempError, Some(why)),
+            Err(KeyError::Permanent(why)) => return self.record(AuthResult::PermError, Some(why.to_owned())),
+            Err(KeyError::Weak(why)) => return self.record(AuthResult::Policy, Some(why.to_owned())),
+            Err(KeyError::Spent) => return self.record(AuthResult::Policy, Some(SPENT.to_owned())),
+        };
+        if key.exact && self.identity.as_ref().is_some_and(|identity| identity != domain) {
+            let why = "an identity below the domain, which its key forbids (t=s)";
+            return self.record(AuthResult::PermError, Some(why.to_owned()));
+        }
+        let fields = message.named(&self.coverage.fields);
+        let (name, _) = message.pair(&self.field);
+        let verified = self.signature.verifies(&key, self.coverage.header, fields, name);
+        match (verified, key.testing) {
+            (Ok(()), false) => self.record(AuthResult::Pass, None),
+            (Err(why), false) => self.record(AuthResult::Fail, Some(why.to_owned())),
+            (Ok(()), true) => {
+                self.record(AuthResult::Neutral, Some("verifies with a key in test mode (t=y)".to_owned()))
             }
-            _ => {}
+            (Err(why), true) => {
+                self.record(AuthResult::Neutral, Some(format!("{why}, by a key in test mode (t=y)")))
+            }
         }
     }
-}
 
-/// The message without the white space at its end, where that is more than line ends.
-fn without_tail(raw: &[u8], body_at: usize) -> Option<Vec<u8>> {
-    let body = raw.get(body_at..)?;
-    let text = body.trim_ascii_end();
-    let tail = body.get(text.len()..)?;
-    if !tail.iter().any(|octet| matches!(octet, b' ' | b'\t')) {
-        return None;
+    /// The verdict when no time is left to find one.
+    pub fn late(&self) -> Dkim {
+        self.record(AuthResult::TempError, Some("no answer in time".to_owned()))
     }
-    let mut copy = raw.get(..body_at + text.len())?.to_vec();
-    if !text.is_empty() {
-        copy.extend_from_slice(b"\r\n");
-    }
-    Some(copy)
-}
 
-/// The results as they are stored.
-pub(crate) fn records(outputs: &[DkimOutput<'_>]) -> Vec<Dkim> {
-    outputs
-        .iter()
-        .filter_map(|output| {
-            let (result, detail) = word(output.result());
-            Some(entry(output.signature()?, result, detail))
-        })
-        .collect()
-}
-
-/// RFC 8601 §2.7.1. mail-auth calls a wrong body hash and an expired signature neutral; they are signatures
-/// that did not verify.
-fn word(result: &DkimResult) -> (AuthResult, Option<String>) {
-    match result {
-        DkimResult::Pass => (AuthResult::Pass, None),
-        DkimResult::None => (AuthResult::None, None),
-        DkimResult::Fail(error) => (AuthResult::Fail, Some(error.to_string())),
-        DkimResult::TempError(error) => (AuthResult::TempError, Some(error.to_string())),
-        DkimResult::PermError(error) => (AuthResult::PermError, Some(error.to_string())),
-        DkimResult::Neutral(error) => {
-            let failed =
-                matches!(error, Error::Dkim(DkimError::FailedBodyHashMatch | DkimError::SignatureExpired));
-            let result = if failed { AuthResult::Fail } else { AuthResult::Neutral };
-            (result, Some(error.to_string()))
-        }
+    fn record(&self, result: AuthResult, detail: Option<String>) -> Dkim {
+        let Signature { domain, selector, algorithm, .. } = &self.signature;
+        record_of([domain, selector, algorithm.name()], result, detail)
     }
 }
 
-fn entry(signature: &Signature, result: AuthResult, detail: Option<String>) -> Dkim {
-    let algorithm = match signature.a {
-        Algorithm::RsaSha1 => "rsa-sha1",
-        Algorithm::RsaSha256 => "rsa-sha256",
-        Algorithm::Ed25519Sha256 => "ed25519-sha256",
-    };
-    Dkim {
-        result,
-        domain: shown(&signature.d),
-        selector: shown(&signature.s),
-        algorithm: algorithm.to_owned(),
-        detail,
-    }
+/// A refused signature, named as far as its tags can be read.
+fn named(tags: &Tags<'_>, result: AuthResult, why: &str) -> Dkim {
+    let tag = |name| tags.get(name).unwrap_or_default();
+    record_of([tag("d"), tag("s"), tag("a")], result, Some(why.to_owned()))
 }
 
-/// A signature that mail-auth did not parse, named as far as its tags can be read.
-fn unreadable(value: &[u8], error: &Error) -> Dkim {
-    let result = match error {
-        Error::Dkim(DkimError::SignatureLength) => AuthResult::Policy,
-        _ => AuthResult::PermError,
-    };
-    let text = String::from_utf8_lossy(value);
-    let tag = |name: &str| {
-        let mut tags = text.split(';').filter_map(|tag| tag.split_once('='));
-        let value = tags.find(|(key, _)| key.trim() == name).map(|(_, value)| value);
-        value.map(shown).unwrap_or_default()
-    };
-    Dkim {
-        result,
-        domain: tag("d"),
-        selector: tag("s"),
-        algorithm: tag("a"),
-        detail: Some(error.to_string()),
-    }
+fn record_of(names: [&str; 3], result: AuthResult, detail: Option<String>) -> Dkim {
+    let [domain, selector, algorithm] = names.map(shown);
+    Dkim { result, domain, selector, algorithm, detail }
 }
 
 /// What a peer wrote, fit to be stored: a name is no longer than a domain may be, and has no white space.

@@ -1,184 +1,186 @@
-//! A message becomes a verdict: SPF (RFC 7208), DKIM (RFC 6376), DMARC (RFC 9989), ARC (RFC 8617, recorded
-//! only: it is on its way to historic) and iprev (RFC 8601 §3).
+//! A message becomes a verdict: SPF (RFC 7208), DKIM (RFC 6376), DMARC (RFC 9989), ARC (RFC 8617) and iprev
+//! (RFC 8601 §3). Canonicalization and cryptography are mail-auth's, the rest is here.
 //!
 //! Promises: always an answer, within `DEADLINE`, whatever the message and the DNS do; what could not be
 //! found out is `temperror`; `verified_sender` only for exactly one From address and an aligned pass.
-//! The work per message is bounded: 5 signatures, 10 ARC sets, SPF's own limits (RFC 7208 §4.6.4).
+//! The work per message is bounded: 20 DNS lookups over all methods (`lookups`), 5 signatures, 10 ARC sets,
+//! SPF's own limits (RFC 7208 §4.6.4).
 //!
 //! Never: a decision. What a verdict leads to is decided where mail is received.
 
+mod arc;
 mod dkim;
 mod dmarc;
 mod fold;
+mod iprev;
+mod key;
+mod lookups;
+mod rescue;
+mod signed;
 mod spf;
 mod stamp;
+mod tags;
 pub mod verdict;
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use mail_auth::{ArcOutput, AuthenticatedMessage, DkimResult, IprevResult, SpfResult};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::address::Address;
-use crate::dns::{DnsError, Resolver};
+use crate::clock::Millis;
+use crate::dns::Resolver;
 use crate::envelope::{Peer, ReversePath};
-use crate::screen::fields;
 use crate::screen::structure::Mailbox;
-use spf::SpfCheck;
+use arc::Chain;
+use dmarc::{Evidence, Policies};
+use lookups::Lookups;
+use signed::Message;
 
 pub use stamp::{stamp, stamp_into};
 pub use verdict::Verdict;
 
-use verdict::{AuthResult, Dkim, Dmarc, DmarcPolicy, Method, Source, Spf};
+use verdict::{ArcChain, AuthResult, Dkim, Dmarc, DmarcPolicy, Method, OverrideReason};
+use verdict::{PolicyOverride, Source, Spf};
 
 /// The whole check. The client waits for our reply to DATA meanwhile, and is not obliged to wait longer than
 /// ten minutes (RFC 5321 §4.5.3.2.6).
 const DEADLINE: Duration = Duration::from_secs(10);
-/// SPF, DKIM and iprev, which run side by side; the rest is for DMARC.
+/// SPF, DKIM, iprev and the authors' policies, which run side by side; the rest is for what they lead to.
 const METHODS: Duration = Duration::from_secs(7);
-/// ARC decides nothing, so nobody waits long for it.
-const ARC: Duration = Duration::from_secs(3);
-/// RFC 8617 §4.2.1 allows 50; each set costs two DNS lookups.
-const MAX_ARC_SETS: usize = 10;
-/// From this size on, hashing is worth telling the runtime about.
-const LARGE: usize = 512 * 1024;
+const LATE: &str = "no answer in time";
 
-/// Checks where a message came from. `from` are its From addresses, all of them.
-pub async fn verify(
-    dns: &Resolver,
-    peer: &Peer,
-    mail_from: &ReversePath,
-    hostname: &str,
-    raw: &[u8],
-    from: &[Mailbox],
-) -> Verdict {
-    let check = Check { dns, peer, mail_from: mail_from.as_ref(), hostname, raw, from };
+/// What is asked: where did this message come from?
+pub struct Question<'a> {
+    pub peer: &'a Peer,
+    pub mail_from: &'a ReversePath,
+    /// Our own name.
+    pub hostname: &'a str,
+    /// Domains whose ARC seals may turn a DMARC policy off (`verify.arc_forwarders`).
+    pub forwarders: &'a [String],
+    pub now: Millis,
+    pub raw: &'a [u8],
+    /// The From addresses of the message, all of them.
+    pub from: &'a [Mailbox],
+}
+
+/// Checks where a message came from.
+pub async fn verify(dns: &Resolver, question: Question<'_>) -> Verdict {
     let started = Instant::now();
     // A bug in a parser of hostile text costs the verdict of that text, not the session.
-    match AssertUnwindSafe(check.run(started)).catch_unwind().await {
+    match AssertUnwindSafe(question.run(dns, started)).catch_unwind().await {
         Ok(verdict) => verdict,
-        Err(_) => check.unknown("the verifier failed on this message"),
+        Err(_) => question.unknown("the verifier failed on this message"),
     }
 }
 
-struct Check<'a> {
-    dns: &'a Resolver,
-    peer: &'a Peer,
-    mail_from: Option<&'a Address>,
-    hostname: &'a str,
-    raw: &'a [u8],
-    from: &'a [Mailbox],
-}
-
-impl Check<'_> {
-    async fn run(&self, started: Instant) -> Verdict {
+impl Question<'_> {
+    async fn run(&self, dns: &Resolver, started: Instant) -> Verdict {
+        let message = Message::new(self.raw);
         let authors = dmarc::domains(self.from);
-        let mut message = self.parse();
-        let mut signatures = dkim::refuse(&mut message, &authors);
-        let (spf, dead, iprev, policy) = tokio::join!(
-            self.spf(),
-            timeout(METHODS, dkim::without_key(self.dns, &mut message)),
-            self.iprev(),
-            self.policy_record(&authors),
+        let signatures = dkim::read(&message, &authors, self.now);
+        let candidates = &signatures.candidates;
+        let lookups = Lookups::new(dns);
+        let keys = lookups.share(candidates.len());
+        let reverse = lookups.share(iprev::COST);
+        let policy = lookups.share(dmarc::cost(&authors));
+        let (spf, mut dkim, iprev, policies) = tokio::join!(
+            self.spf(&lookups),
+            self.dkim(keys, &message, candidates),
+            self.iprev(reverse),
+            self.policies(policy, &authors),
         );
-        // A key that did not come within all that time is a key that is not there now.
-        let dead = dead.unwrap_or_default();
+        dkim.extend(signatures.refused);
         let left = started + DEADLINE;
-        let (outputs, arc) = tokio::join!(
-            timeout_at(left, dkim::check(self.dns, &message, &dead)),
-            timeout(ARC, self.arc(&message)),
+        let evidence = Evidence { spf: &spf, dkim: &dkim };
+        let (dmarc, chain) = tokio::join!(
+            timeout_at(left, self.dmarc(&lookups, policies, &evidence)),
+            timeout_at(left, arc::check(&lookups, &message, self.now)),
         );
-        let outputs = outputs.unwrap_or_default();
-        signatures.splice(..0, dkim::records(&outputs));
-        let evidence = dmarc::Evidence { spf: &spf.output, spf_domain: &spf.record.domain, dkim: &outputs };
-        let dmarc = match policy {
-            Some(DnsError::Temporary(why)) if self.from.len() == 1 => temporary(&authors, &why),
-            _ => timeout_at(left, dmarc::check(self.dns, self.from, &evidence))
-                .await
-                .unwrap_or_else(|_| temporary(&authors, "no answer in time")),
-        };
+        let author = || authors.first().cloned().unwrap_or_default();
+        let (mut dmarc, policies) =
+            dmarc.unwrap_or_else(|_| (Dmarc::temporary(author(), LATE), Policies::default()));
+        let chain = chain.unwrap_or_else(|_| Chain::without_sets(AuthResult::TempError, Some(LATE)));
+        self.rescue(&mut dmarc, &policies, &chain);
         Verdict {
             source: Source::Smtp,
-            spf: spf.record,
+            spf,
             verified_sender: self.verified(&dmarc),
-            dkim: signatures,
+            dkim,
             dmarc,
-            arc: arc.unwrap_or_else(|_| method(AuthResult::TempError, Some("no answer in time".into()))),
+            arc: chain.record,
             iprev,
         }
     }
 
-    /// The signed view of the message; empty where its header is beyond what we verify.
-    fn parse(&self) -> AuthenticatedMessage<'_> {
-        if fields::header(self.raw).excess.is_some() {
-            return AuthenticatedMessage::default();
-        }
-        let parse = || AuthenticatedMessage::parse(self.raw).unwrap_or_default();
-        let threads = tokio::runtime::Handle::try_current()
-            .is_ok_and(|h| h.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread);
-        if self.raw.len() > LARGE && threads {
-            // The hash of a large body takes tens of milliseconds; others must not wait behind it.
-            tokio::task::block_in_place(parse)
-        } else {
-            parse()
-        }
-    }
-
-    async fn spf(&self) -> SpfCheck {
-        let check = spf::check(self.dns, self.peer, self.mail_from, self.hostname);
-        timeout(METHODS, check).await.unwrap_or_else(|_| {
-            let domain = spf::identity(self.peer, self.mail_from).unwrap_or_default();
-            SpfCheck::new(&domain, SpfResult::TempError, Some("no answer in time"))
-        })
-    }
-
-    /// Asks for the author's DMARC record early: it is in the cache when its turn comes, and a DNS that is
-    /// dead is known to be.
-    async fn policy_record(&self, authors: &[String]) -> Option<DnsError> {
-        let author = authors.first()?;
-        self.dns.txt(&format!("_dmarc.{author}")).await.err()
-    }
-
-    /// RFC 8601 §3: the name of the address leads back to the address.
-    async fn iprev(&self) -> Method {
-        let ip = self.peer.ip.to_canonical();
-        if ip.is_loopback() {
-            return method(AuthResult::None, Some("loopback".into()));
-        }
-        let Ok(output) = timeout(METHODS, self.dns.mail_auth().verify_iprev(ip)).await else {
-            return method(AuthResult::TempError, Some("no answer in time".into()));
+    async fn spf(&self, lookups: &Lookups<'_>) -> Spf {
+        let mail_from = self.mail_from.as_ref();
+        let plain = |result, domain: &str, detail: &str| Spf {
+            result,
+            domain: domain.to_owned(),
+            detail: Some(detail.to_owned()),
+            explanation: None,
         };
-        let name = || output.ptr.as_ref().and_then(|names| names.first()).map(|name| plain(name));
-        match &output.result {
-            IprevResult::Pass => method(AuthResult::Pass, name()),
-            IprevResult::None => method(AuthResult::None, None),
-            IprevResult::Fail(_) => method(AuthResult::Fail, name()),
-            IprevResult::TempError(error) => method(AuthResult::TempError, Some(error.to_string())),
-            IprevResult::PermError(error) => method(AuthResult::PermError, Some(error.to_string())),
-        }
+        let Some(domain) = spf::identity(self.peer, mail_from) else {
+            let asked = mail_from.map_or(self.peer.helo.as_str(), Address::domain);
+            return plain(AuthResult::None, asked, "no domain to ask about");
+        };
+        let question = spf::Question {
+            ip: self.peer.ip.to_canonical(),
+            helo: &self.peer.helo,
+            local: mail_from.map_or("", Address::local),
+            domain: &domain,
+            hostname: self.hostname,
+            now: self.now,
+        };
+        let check = timeout(METHODS, spf::check(lookups, &question)).await;
+        check.unwrap_or_else(|_| plain(AuthResult::TempError, &domain, LATE))
     }
 
-    async fn arc(&self, message: &AuthenticatedMessage<'_>) -> Method {
-        if message.as_headers.len().max(message.ams_headers.len()) > MAX_ARC_SETS {
-            return method(AuthResult::Policy, Some(format!("more than {MAX_ARC_SETS} sets")));
+    // These own their share of the lookups, so that what is left of it goes back as soon as they are done.
+
+    async fn dkim(
+        &self,
+        lookups: Lookups<'_>,
+        message: &Message<'_>,
+        candidates: &[dkim::Candidate<'_>],
+    ) -> Vec<Dkim> {
+        let check = timeout(METHODS, dkim::check(&lookups, message, candidates)).await;
+        check.unwrap_or_else(|_| candidates.iter().map(dkim::Candidate::late).collect())
+    }
+
+    async fn iprev(&self, lookups: Lookups<'_>) -> Method {
+        let check = timeout(METHODS, iprev::check(&lookups, self.peer.ip.to_canonical())).await;
+        check.unwrap_or_else(|_| Method { result: AuthResult::TempError, detail: Some(LATE.to_owned()) })
+    }
+
+    async fn policies<'d>(&self, lookups: Lookups<'_>, authors: &'d [String]) -> Policies<'d> {
+        let found = timeout(METHODS, dmarc::policies(&lookups, authors)).await;
+        found.unwrap_or_else(|_| Policies::unknown(authors, LATE))
+    }
+
+    async fn dmarc<'d>(
+        &self,
+        lookups: &Lookups<'_>,
+        mut policies: Policies<'d>,
+        evidence: &Evidence<'_>,
+    ) -> (Dmarc, Policies<'d>) {
+        let dmarc = policies.check(lookups, self.from, evidence).await;
+        (dmarc, policies)
+    }
+
+    /// What a named forwarder has sealed can turn the policy off, and nothing else.
+    fn rescue(&self, dmarc: &mut Dmarc, policies: &Policies<'_>, chain: &Chain<'_>) {
+        if dmarc.result != AuthResult::Fail || dmarc.policy == DmarcPolicy::None || self.from.len() != 1 {
+            return;
         }
-        if message.has_arc_errors {
-            return method(AuthResult::Fail, Some("malformed ARC header".into()));
-        }
-        if message.ams_headers.is_empty() && message.as_headers.is_empty() {
-            return method(AuthResult::None, None);
-        }
-        let output: ArcOutput<'_> = self.dns.mail_auth().verify_arc(message).await;
-        match output.result() {
-            DkimResult::Pass => method(AuthResult::Pass, None),
-            DkimResult::None => method(AuthResult::None, None),
-            DkimResult::TempError(error) => method(AuthResult::TempError, Some(error.to_string())),
-            DkimResult::Neutral(error) | DkimResult::Fail(error) | DkimResult::PermError(error) => {
-                method(AuthResult::Fail, Some(error.to_string()))
-            }
-        }
+        let aligned = |domain: &str| policies.aligned(domain);
+        let Some(by) = rescue::by_forwarder(chain, self.forwarders, aligned, &dmarc.domain) else { return };
+        let policy = std::mem::replace(&mut dmarc.policy, DmarcPolicy::None);
+        dmarc.detail =
+            Some(format!("no aligned pass, but {by} saw one before it forwarded the message (ARC)"));
+        dmarc.overridden = Some(PolicyOverride { reason: OverrideReason::TrustedForwarder, by, policy });
     }
 
     fn verified(&self, dmarc: &Dmarc) -> Option<Address> {
@@ -191,40 +193,18 @@ impl Check<'_> {
     /// The verdict when nothing could be found out.
     fn unknown(&self, why: &str) -> Verdict {
         let detail = || Some(why.to_owned());
-        let domain = spf::identity(self.peer, self.mail_from).unwrap_or_default();
+        let domain = spf::identity(self.peer, self.mail_from.as_ref()).unwrap_or_default();
+        let author = dmarc::domains(self.from).into_iter().next().unwrap_or_default();
         Verdict {
             source: Source::Smtp,
-            spf: Spf { result: AuthResult::PermError, domain, detail: detail() },
-            dkim: Vec::<Dkim>::new(),
-            dmarc: Dmarc {
-                result: AuthResult::Fail,
-                domain: dmarc::domains(self.from).into_iter().next().unwrap_or_default(),
-                policy: DmarcPolicy::None,
-                detail: detail(),
-            },
-            arc: method(AuthResult::None, None),
-            iprev: method(AuthResult::None, None),
+            spf: Spf { result: AuthResult::PermError, domain, detail: detail(), explanation: None },
+            dkim: Vec::new(),
+            dmarc: Dmarc::failed(author, DmarcPolicy::None, why),
+            arc: ArcChain { result: AuthResult::None, detail: None, chain: Vec::new() },
+            iprev: Method { result: AuthResult::None, detail: None },
             verified_sender: None,
         }
     }
-}
-
-fn method(result: AuthResult, detail: Option<String>) -> Method {
-    Method { result, detail }
-}
-
-fn temporary(authors: &[String], why: &str) -> Dmarc {
-    Dmarc {
-        result: AuthResult::TempError,
-        domain: authors.first().cloned().unwrap_or_default(),
-        policy: DmarcPolicy::None,
-        detail: Some(why.to_owned()),
-    }
-}
-
-/// A host name without the dot at its end.
-fn plain(name: &str) -> String {
-    name.strip_suffix('.').unwrap_or(name).to_owned()
 }
 
 #[cfg(test)]

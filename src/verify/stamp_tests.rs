@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 
-use super::super::verdict::{Dmarc, DmarcPolicy, Method, Spf};
+use super::super::verdict::{ArcChain, Dmarc, DmarcPolicy, Method, Spf};
 use super::*;
 
 const HOST: &str = "mx.agents.example";
@@ -26,7 +26,12 @@ fn envelope(recipients: &[&str]) -> Envelope {
 fn verdict() -> Verdict {
     Verdict {
         source: Source::Smtp,
-        spf: Spf { result: AuthResult::Pass, domain: "sender.example".into(), detail: None },
+        spf: Spf {
+            result: AuthResult::Pass,
+            domain: "sender.example".into(),
+            detail: None,
+            explanation: None,
+        },
         dkim: vec![Dkim {
             result: AuthResult::Fail,
             domain: "sender.example".into(),
@@ -36,11 +41,11 @@ fn verdict() -> Verdict {
         }],
         dmarc: Dmarc {
             result: AuthResult::Pass,
-            domain: "sender.example".into(),
             policy: DmarcPolicy::Reject,
             detail: None,
+            ..Dmarc::none("sender.example".into())
         },
-        arc: Method { result: AuthResult::None, detail: None },
+        arc: ArcChain { result: AuthResult::None, detail: None, chain: Vec::new() },
         iprev: Method { result: AuthResult::Pass, detail: Some("mail.sender.example".into()) },
         verified_sender: None,
     }

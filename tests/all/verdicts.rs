@@ -107,3 +107,26 @@ async fn a_forged_authentication_results_header_with_our_name_is_removed() {
     assert!(results[0].starts_with("mx.agents.example") && !results[0].contains("dmarc=pass"), "{results:?}");
     assert!(results[1].starts_with("mx.elsewhere.example"), "{results:?}");
 }
+
+/// A list changes a message whose author asks for `p=reject`, and seals (dkimpy's ARC) what it saw before. The message
+/// is let in where the operator has named the list, and its author is still nobody who is known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_seal_of_a_named_list_lets_its_mail_in_and_verifies_nobody() {
+    let dns = Dns::start(include_str!("../data/verdicts/zone.txt")).await;
+    let message = include_bytes!("../data/verdicts/list.eml");
+    let server = TestServer::new().inbox("ada").dns(&dns).start().await;
+    let reply = server.dial().await.deliver("list-bounces@lists.example", &[ADA], message).await.unwrap();
+    assert_eq!(reply.code, 550, "{reply:?}");
+
+    let named = "[verify]\narc_forwarders = [\"lists.example\"]\n";
+    let server = TestServer::new().inbox("ada").dns(&dns).config(named).start().await;
+    server.receive("list-bounces@lists.example", ADA, message).await;
+    let verdict = server.message(ADA, "list").await["verdict"].clone();
+    assert_eq!(verdict["arc"]["result"], "pass", "{verdict}");
+    assert_eq!(verdict["arc"]["chain"][0]["sealer"], "lists.example", "{verdict}");
+    assert_eq!(verdict["dmarc"]["result"], "fail", "{verdict}");
+    assert_eq!(verdict["dmarc"]["policy"], "none", "{verdict}");
+    assert_eq!(verdict["dmarc"]["overridden"]["by"], "lists.example", "{verdict}");
+    assert_eq!(verdict["dmarc"]["overridden"]["policy"], "reject", "{verdict}");
+    assert_eq!(verdict["verified_sender"], Value::Null, "{verdict}");
+}

@@ -1,4 +1,4 @@
-"""Makes the five messages of tests/all/verdicts.rs and their zone, signed by dkimpy with keys that are then thrown away.
+"""Makes the messages of tests/all/verdicts.rs and their zone, signed by dkimpy with keys that are then thrown away.
 
     target/ci-venv/bin/pip install pynacl cryptography; target/ci-venv/bin/python tests/data/verdicts/make.py
 """
@@ -40,4 +40,12 @@ write("altered", signed("altered", "shop.example", shop, mine).replace(b"today",
 write("misaligned", signed("misaligned", "other.example", other, mine))
 write("two-from", signed("two-from", "shop.example", shop, mine + "From: Bank <ceo@bank.example>\n", cover=(b"from", b"from", b"to", b"subject")))
 write("dns-dead", signed("dns-dead", "dead.example", dead, "From: Ghost <ghost@dead.example>\n"))
+
+# A list puts a footer under mail of a domain that asks for p=reject, and seals what it saw before (ARC).
+strict, lists = key("strict.example"), key("lists.example")
+zone += ["_dmarc.strict.example TXT v=DMARC1; p=reject"]
+posted = signed("list", "strict.example", strict, "From: Eve <eve@strict.example>\n") + b"-- \r\nto unsubscribe\r\n"
+saw = b"Authentication-Results: lists.example; dmarc=pass header.from=strict.example\r\n"
+seal = dkim.arc_sign(saw + posted, b"k1", b"lists.example", lists, b"lists.example", include_headers=[b"from", b"subject", b"date"], timestamp="1795230000")
+write("list", b"".join(seal) + posted)
 (here / "zone.txt").write_text("\n".join(zone) + "\n")
