@@ -5,6 +5,22 @@ ALTER TABLE message ADD COLUMN kind TEXT;              -- screen::kind::Kind; NU
 ALTER TABLE message ADD COLUMN codes TEXT;             -- JSON array of screen::codes::Code; NULL for none
 
 -- Policy for each domain and inbox, and what is held.
+-- One JSON object at each scope, read with the inbox's row; NULL and absent fields: what is set further out counts.
+ALTER TABLE inbox ADD COLUMN receive_policy TEXT;
+UPDATE inbox SET receive_policy = '{"unauthenticated":"' || unauthenticated || '"}' WHERE unauthenticated <> 'accept';
+ALTER TABLE inbox DROP COLUMN unauthenticated;
+CREATE TABLE domain_policy (
+    domain         TEXT PRIMARY KEY,
+    receive_policy TEXT NOT NULL,
+    updated_at     BIGINT NOT NULL
+);
+ALTER TABLE message ADD COLUMN policy TEXT;      -- store::held::PolicyNote
+ALTER TABLE message ADD COLUMN held TEXT;        -- held | blocked | discarded; NULL: ordinary
+CREATE INDEX message_held ON message (created_at, pod_key, inbox_key, message_key) WHERE held IN ('held', 'blocked');
+CREATE INDEX message_held_inbox ON message (pod_key, inbox_key, message_key) WHERE held IN ('held', 'blocked');
+UPDATE message SET held = CASE WHEN labels LIKE '%"blocked"%' THEN 'blocked' ELSE 'held' END
+ WHERE direction = 'in' AND (labels LIKE '%"blocked"%'
+    OR (labels LIKE '%"spam"%' AND verdict LIKE '%"dmarc":{"result":"fail"%'));
 
 -- Threading. A thread has names beside the Message-IDs of its messages: those that are cited and not here (`<…>`),
 -- an Outlook conversation (`index:`), an invitation (`event:`), the print of a message without Message-ID (`print:`).

@@ -41,6 +41,7 @@ pub(crate) enum Listing {
     WorkItems,
     Suppressions,
     Reports,
+    Held,
 }
 
 impl Listing {
@@ -55,6 +56,7 @@ impl Listing {
             Listing::WorkItems => "wi",
             Listing::Suppressions => "su",
             Listing::Reports => "re",
+            Listing::Held => "he",
         }
     }
 

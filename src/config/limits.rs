@@ -165,6 +165,11 @@ pub(crate) const SMTP_IDLE_COMMANDS: u32 = 100;
 /// RFC 5321 §6.3: at least 100 `Received` lines before a message is taken for a loop.
 pub(crate) const SMTP_HOPS: usize = 100;
 
+// ── Receive policy (src/inbox/policy.rs) ────────────────────────────────────────────────────────────────
+
+/// Octets: what an inbox may be limited to at least. A header alone takes a few KiB.
+pub const SMALLEST_INBOX_MESSAGE_SIZE: u64 = 4 * 1024;
+
 // ── HTTP (src/api) ──────────────────────────────────────────────────────────────────────────────────────
 
 /// Parameters in a query string. The longest documented list of filters has 15.

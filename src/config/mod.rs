@@ -8,6 +8,7 @@
 
 mod guard;
 pub mod limits;
+mod receive;
 mod settings;
 mod urls;
 mod values;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use guard::{FreeDisk, Guard, SmtpLimits};
+pub use receive::{DmarcHandling, ListsMatch, Receive, Spoofed, Unauthenticated};
 pub use settings::{Origin, Problem};
 pub use urls::{DatabaseUrl, Login, Smarthost, StorageUrl};
 pub use values::Network;
@@ -36,6 +38,7 @@ pub struct Config {
     pub storage: Storage,
     pub secrets: SecretsConfig,
     pub smtp: Smtp,
+    pub receive: Receive,
     pub submission: Mail,
     pub imap: Mail,
     pub http: Http,
@@ -246,6 +249,7 @@ impl Config {
                     .take("smtp.max_message_size", message_size, || limits::DEFAULT_MAX_MESSAGE_SIZE),
                 guard: guard::take(s),
             },
+            receive: take_receive(s),
             submission: Mail {
                 listen: s.take("submission.listen", values::listen, || any_interface(587)),
                 listen_tls: s.take("submission.listen_tls", values::listen, || any_interface(465)),
@@ -301,6 +305,36 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
 fn take_database(s: &mut Settings, data_dir: &Path) -> DatabaseUrl {
     let parse = |value: &Value| value.text()?.parse();
     s.take("database.url", parse, || DatabaseUrl::Sqlite(data_dir.join("gatepost.db")))
+}
+
+fn take_receive(s: &mut Settings) -> Receive {
+    let dmarc = [
+        ("enforce", DmarcHandling::Enforce),
+        ("quarantine", DmarcHandling::Quarantine),
+        ("tag", DmarcHandling::Tag),
+    ];
+    let unauthenticated = [
+        ("accept", Unauthenticated::Accept),
+        ("tag", Unauthenticated::Tag),
+        ("hold", Unauthenticated::Hold),
+        ("refuse", Unauthenticated::Refuse),
+    ];
+    let spoofed = [("refuse", Spoofed::Refuse), ("hold", Spoofed::Hold), ("tag", Spoofed::Tag)];
+    let lists_match = [("verified", ListsMatch::Verified), ("claimed", ListsMatch::Claimed)];
+    Receive {
+        dmarc: s.take("receive.dmarc", |v| values::word(v, &dmarc), || DmarcHandling::Enforce),
+        unauthenticated: s.take(
+            "receive.unauthenticated",
+            |v| values::word(v, &unauthenticated),
+            || Unauthenticated::Accept,
+        ),
+        spoofed: s.take("receive.spoofed", |v| values::word(v, &spoofed), || Spoofed::Refuse),
+        lists_match: s.take(
+            "receive.lists_match",
+            |v| values::word(v, &lists_match),
+            || ListsMatch::Verified,
+        ),
+    }
 }
 
 fn take_relay(s: &mut Settings) -> Relay {

@@ -167,6 +167,15 @@ pub(super) fn count(value: &Value, least: u64, most: u64) -> Result<u32, String>
     number.ok_or_else(|| format!("`{text}` is no number from {least} to {most}"))
 }
 
+/// One of some words.
+pub(super) fn word<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T, String> {
+    let text = value.text()?;
+    words.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        format!("`{text}` is none of {}", all.join(", "))
+    })
+}
+
 pub(super) fn port(value: &Value) -> Result<u16, String> {
     let text = value.text()?;
     text.parse::<u16>()

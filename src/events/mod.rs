@@ -158,7 +158,7 @@ impl MessageFilter {
         let verified_fits = self.verified.is_none_or(|wanted| message.verified_sender.is_some() == wanted);
         let kind_fits = self.kinds.is_empty() || message.kind.is_some_and(|k| self.kinds.contains(&k));
         let code_fits = self.has_code.is_none_or(|wanted| wanted != message.codes.is_empty());
-        let shown = !message.labels.iter().any(|l| l == "spam" || l == "blocked");
+        let shown = message.held.is_none() && !message.labels.iter().any(|l| l == "spam" || l == "blocked");
         from_fits
             && subject_fits
             && verified_fits

@@ -322,16 +322,16 @@ async fn decide(tx: &mut Tx, job: &Job, inbox: &Inbox) -> Result<(Decision, Rese
 }
 
 fn list_reason(address: String, verdict: ListVerdict) -> Option<Reason> {
-    let at = |scope: InboxKey| if scope == list::ORGANIZATION { "organization's" } else { "inbox's" };
     match verdict {
         ListVerdict::Allowed => None,
         ListVerdict::Blocked(entry) => {
-            let say = format!("{address} is on the {} send block list ({}).", at(entry.scope), entry.entry);
+            let at = list::scope_word(entry.scope);
+            let say = format!("{address} is on the {at}'s send block list ({}).", entry.entry);
             let fix = "Write to somebody else, or have an admin remove the entry.";
             Some(Reason::new("send_list_block", say, fix).with([address, entry.entry]))
         }
         ListVerdict::NotAllowed { scope } => {
-            let say = format!("{address} is not on the {} send allow list.", at(scope));
+            let say = format!("{address} is not on the {}'s send allow list.", list::scope_word(scope));
             let fix = "Have an admin add the address or its domain to that list.";
             Some(Reason::new("send_list_allow", say, fix).with([address]))
         }

@@ -116,6 +116,8 @@ fn record_of(job: &Job, now: i64, message_key: i64, thread_key: i64, modseq: i64
         size: job.size,
         run_id: job.request.run_id.clone(),
         key_id: Some(job.who.key_id),
+        held: None,
+        policy: None,
         modseq,
         created_at: now,
         updated_at: now,

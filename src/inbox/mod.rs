@@ -10,6 +10,8 @@
 
 mod copies;
 mod place;
+pub mod policy;
+mod release;
 mod returned;
 mod subject;
 mod threading;
@@ -25,18 +27,22 @@ use crate::envelope::{Envelope, Peer, ReversePath};
 use crate::floor::Floor;
 use crate::ids::{InboxKey, random_token};
 use crate::reports::{self, Report};
-use crate::screen::{self, Meaning, structure::Structure};
+use crate::screen::structure::{Mailbox, Structure};
+use crate::screen::{self, Meaning};
 use crate::spool::{self, Octets};
 use crate::store::delivery::{Delivery, Returned};
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, DEFAULT_POD, InboxStatus, NewInbox};
+use crate::store::policy as stored_policy;
 use crate::store::{StoreError, Tx};
 use crate::verify;
-use crate::verify::verdict::{DmarcPolicy, Verdict};
+use crate::verify::verdict::Verdict;
 
-use place::{Placed, in_lock_order, log_name, place, would_refuse};
+use place::{Placed, in_lock_order, log_name, place};
+use policy::{Arrival, Policy, SetBy, Setting, Spoof};
 
 pub(crate) use place::{add_to_thread, new_thread};
+pub(crate) use release::{Decision, decide};
 
 pub(crate) use subject::is_answer;
 
@@ -53,8 +59,19 @@ pub struct Recipient {
     pub inbox_address: String,
     /// The operator's inbox: lists and settings of agents do not apply.
     pub operator: bool,
+    /// What counts for mail that comes to it.
+    pub policy: Policy,
     /// It came by a return path that we made for this message.
     pub answers: Option<i64>,
+}
+
+impl Recipient {
+    /// Whether a message of this declared size may come; else how many octets may. The operator's inbox takes what
+    /// the server takes.
+    pub fn takes(&self, size: Option<u64>) -> Result<(), u64> {
+        let limit = self.policy.max_message_size.value;
+        if self.operator || size.is_none_or(|size| size <= limit) { Ok(()) } else { Err(limit) }
+    }
 }
 
 /// Where a forward-path leads.
@@ -73,6 +90,9 @@ pub enum InboxError {
     UnknownInbox,
     #[error("the message to deliver is gone")]
     NoMessage,
+    /// Larger than the inbox takes, in octets.
+    #[error("larger than the {0} octets that the inbox takes")]
+    TooLarge(u64),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -129,6 +149,10 @@ pub(crate) struct Incoming {
     author_is_ours: bool,
     body_hash: Vec<u8>,
     size: i64,
+    /// As they came, without our trace.
+    octets: u64,
+    /// The domain of ours that it claims without proof.
+    spoof: Option<Spoof>,
     /// What it reports about mail of ours, if it came by a return path that we made.
     reports: Vec<Returned>,
     /// The DMARC or TLS report in it, if it came to an address that we ask for those at.
@@ -183,6 +207,7 @@ pub async fn route(floor: &Floor, address: &Address) -> Result<Route, InboxError
         .await?;
     Ok(match found {
         Some((inbox, answers)) => Route::Inbox(Recipient {
+            policy: Policy::new(&floor.config, &inbox),
             inbox: inbox.key,
             address: address.clone(),
             inbox_address: inbox.address,
@@ -250,14 +275,19 @@ pub async fn receive(
         from: &from,
     };
     let verdict = verify::verify(&floor.dns, question).await;
-    if verdict.dmarc_failed() && verdict.dmarc.policy == DmarcPolicy::Reject {
-        tracing::info!(id, domain = verdict.dmarc.domain, "refused: DMARC failed under p=reject");
-        let text = format!("{} asks to reject mail that fails DMARC", verdict.dmarc.domain);
-        return Err(Refusal::new(550, "5.7.1", text));
+    let spoof = spoof_of_ours(floor, &from, &envelope.mail_from, &verdict).await?;
+    let octets = raw.len() as u64;
+    let arrival = Arrival { verdict: &verdict, octets, spoof: spoof.as_ref() };
+    // After DATA there is one answer for all: a refusal only where every recipient refuses (DESIGN.md §5). Asked
+    // before anything is written, and of the policy that came with each recipient.
+    if let Some(refusal) = policy::refusal_of_all(arrival, &recipients) {
+        tracing::info!(id, domain = verdict.dmarc.domain, why = refusal.text, "refused by policy");
+        return Err(refusal);
     }
     let stamped = stamp(floor, &envelope, &id, received_at, &verdict, raw)?;
     let (stamped, structure) = read(stamped, &id).await?;
     let mut incoming = incoming(floor, structure, verdict, envelope.mail_from, &stamped);
+    (incoming.octets, incoming.spoof) = (octets, spoof);
     if recipients.iter().any(|recipient| recipient.answers.is_some()) {
         incoming.reports = returned::failures(&stamped, &incoming.structure);
     }
@@ -300,6 +330,26 @@ fn takes_reports(recipient: &Recipient) -> bool {
     recipient.operator && reports::is_report_address(local.split('+').next().unwrap_or_default())
 }
 
+/// The domain of ours that the message claims without proof, with what is set for that domain. Rare enough to ask
+/// the database by itself.
+async fn spoof_of_ours(
+    floor: &Floor,
+    from: &[Mailbox],
+    mail_from: &ReversePath,
+    verdict: &Verdict,
+) -> Result<Option<Spoof>, StoreError> {
+    let Some(mut spoof) = policy::claims_ours(floor, from, mail_from, verdict) else { return Ok(None) };
+    let domain = spoof.domain.clone();
+    let set = floor
+        .store
+        .read(move |tx| Box::pin(async move { stored_policy::of_domain(tx, &domain).await }))
+        .await?;
+    if let Some(value) = set.spoofed {
+        spoof.handling = Setting { value, by: SetBy::Domain };
+    }
+    Ok(Some(spoof))
+}
+
 /// Reads a message, off the async threads where it is large.
 async fn read(raw: Octets, id: &str) -> Result<(Octets, Structure), Refusal> {
     if raw.len() <= PARSE_INLINE {
@@ -311,6 +361,12 @@ async fn read(raw: Octets, id: &str) -> Result<(Octets, Structure), Refusal> {
         (raw, structure)
     });
     read.await.map_err(|_| Refusal::ours(&StoreError::Closed, id))
+}
+
+impl Incoming {
+    fn arrival(&self) -> Arrival<'_> {
+        Arrival { verdict: &self.verdict, octets: self.octets, spoof: self.spoof.as_ref() }
+    }
 }
 
 fn incoming(
@@ -333,6 +389,8 @@ fn incoming(
         author,
         body_hash: spool::aside(body.len(), || Sha256::digest(body).to_vec()),
         size: stamped.len() as i64,
+        octets: stamped.len() as u64,
+        spoof: None,
         structure,
         verdict,
         reverse_path,
@@ -363,7 +421,6 @@ async fn commit(
             Box::pin(async move {
                 let (incoming, recipients, body) = &*job;
                 let recipients = in_lock_order(recipients);
-                refuse_if_all_do(tx, incoming, &recipients).await?;
                 let mut stored = Vec::with_capacity(recipients.len());
                 for recipient in recipients {
                     if let Placed::Stored(message) = place(tx, incoming, body, recipient).await? {
@@ -377,11 +434,6 @@ async fn commit(
     outcome.map_err(|e| match e {
         CommitError::Store(e) => failed(e),
         CommitError::Gone => Refusal::new(550, "5.1.1", "The inbox was deleted"),
-        CommitError::Unauthenticated => Refusal::new(
-            550,
-            "5.7.26",
-            "This inbox takes mail from authenticated senders only: SPF or DKIM must pass, aligned (DMARC)",
-        ),
     })
 }
 
@@ -389,8 +441,6 @@ enum CommitError {
     Store(StoreError),
     /// Every inbox was deleted since RCPT.
     Gone,
-    /// Every inbox refuses mail whose sender is not verified.
-    Unauthenticated,
 }
 
 impl From<StoreError> for CommitError {
@@ -399,29 +449,12 @@ impl From<StoreError> for CommitError {
     }
 }
 
-/// After DATA there is one answer for all: a refusal only where every recipient refuses (DESIGN.md §5).
-async fn refuse_if_all_do(
-    tx: &mut Tx,
-    incoming: &Incoming,
-    recipients: &[&Recipient],
-) -> Result<(), CommitError> {
-    if !would_refuse(incoming, "refuse") {
-        return Ok(());
-    }
-    for recipient in recipients {
-        let inbox = inbox::by_key(tx, recipient.inbox).await?;
-        if inbox.is_none_or(|i| i.unauthenticated != "refuse") {
-            return Ok(());
-        }
-    }
-    Err(CommitError::Unauthenticated)
-}
-
 /// Delivers to an inbox of this server: placed and marked delivered in one transaction, so a crash repeats
 /// neither or both. Idempotent by the delivery row.
 pub async fn deliver_local(floor: &Arc<Floor>, delivery: &Delivery) -> Result<(), InboxError> {
     let address: Address = delivery.recipient.parse().map_err(|_| InboxError::UnknownInbox)?;
     let Route::Inbox(recipient) = route(floor, &address).await? else { return Err(InboxError::UnknownInbox) };
+    recipient.takes(u64::try_from(delivery.size).ok()).map_err(InboxError::TooLarge)?;
     let (from_inbox, message_key) = (delivery.inbox, delivery.message_key);
     let raw = floor.bodies.load(&floor.store, from_inbox, message_key).await?.ok_or(InboxError::NoMessage)?;
     let sender = floor
@@ -433,7 +466,8 @@ pub async fn deliver_local(floor: &Arc<Floor>, delivery: &Delivery) -> Result<()
     let verdict = Verdict::local(sender.clone());
     let stamped = stamp_local(floor, &sender, &recipient, &verdict, &raw);
     let structure = screen::structure(&stamped);
-    let incoming = incoming(floor, structure, verdict, Some(sender), &stamped);
+    let mut incoming = incoming(floor, structure, verdict, Some(sender), &stamped);
+    incoming.octets = raw.len() as u64;
     let body = floor.bodies.prepare(recipient.inbox.pod, &stamped).await?;
     let job = Arc::new((incoming, recipient, body, delivery.clone()));
     floor
@@ -491,9 +525,12 @@ pub async fn deliver_bounce(
     let address: Address = found.address.parse().map_err(|_| InboxError::UnknownInbox)?;
     let structure = screen::structure(&raw);
     let daemon = structure.from.first().and_then(|f| f.address.parse().ok()).unwrap_or_else(Address::nobody);
-    let incoming = incoming(floor, structure, Verdict::local(daemon), None, &raw);
+    let mut incoming = incoming(floor, structure, Verdict::local(daemon), None, &raw);
+    // What we have to say is not too long for anybody.
+    incoming.octets = 0;
     let body = floor.bodies.prepare(inbox.pod, &raw).await?;
     let recipient = Recipient {
+        policy: Policy::new(&floor.config, &found),
         inbox,
         inbox_address: found.address,
         address,

@@ -4,6 +4,7 @@
 //! message with its structure, its octets, its placement with a UID, the thread, who took part, the work item,
 //! the events. A crash before the COMMIT leaves nothing, and the sender still has it; after it, all is there.
 
+use super::policy::{self, Author, Fate, Objection};
 use super::threading::{self, Found};
 use super::{Incoming, Recipient, subject};
 use crate::address::Address;
@@ -11,14 +12,15 @@ use crate::ids::InboxKey;
 use crate::store::body::{self, Body};
 use crate::store::delivery;
 use crate::store::event::{self, NewEvent};
+use crate::store::held::{Held, PolicyNote};
 use crate::store::inbox::{self, InboxStatus, MAILBOX_INBOX, MAILBOX_JUNK, Reserved};
-use crate::store::list::{self, ListDirection, ListVerdict};
+use crate::store::label;
+use crate::store::list::{self, ListDirection};
 use crate::store::message::{self, Direction, Message};
 use crate::store::report;
 use crate::store::thread::{self, ListedAttachment, MAX_LISTED, MAX_LISTED_OCTETS, Thread};
-use crate::store::work_item::ItemState;
 use crate::store::{StoreError, Tx};
-use crate::verify::verdict::{DmarcPolicy, Source};
+use crate::verify::verdict::Source;
 use crate::work::{self, HandedTo};
 
 /// What one inbox made of the message.
@@ -29,6 +31,9 @@ pub(super) enum Placed {
     Gone,
 }
 
+/// From addresses that the lists are asked about. No honest message has as many.
+const MAX_AUTHORS: usize = 5;
+
 /// What the inbox's settings and the verdict make of a message.
 struct Treatment {
     labels: Vec<String>,
@@ -36,13 +41,8 @@ struct Treatment {
     mailbox: i64,
     /// Who is to see the work that it makes, and why it is made or held; `None`: no work item.
     work: Option<(HandedTo, &'static str)>,
-}
-
-/// Whether this inbox alone would refuse the message.
-pub(super) fn would_refuse(incoming: &Incoming, unauthenticated: &str) -> bool {
-    unauthenticated == "refuse"
-        && incoming.verdict.source == Source::Smtp
-        && incoming.verdict.verified_sender.is_none()
+    held: Option<Held>,
+    note: Option<PolicyNote>,
 }
 
 pub(super) async fn place(
@@ -90,11 +90,8 @@ pub(super) async fn place(
             to,
             new_thread: found.join.is_none(),
         };
-        let item = work::raise(tx, arrived).await?;
-        if to == HandedTo::Held && item.state != ItemState::Held {
-            message::set_aside(tx, key, message.message_key).await?;
-        }
-    } else {
+        work::raise(tx, arrived).await?;
+    } else if message.held.is_none() {
         message::set_aside(tx, key, message.message_key).await?;
     }
     Ok(Placed::Stored(Box::new(message)))
@@ -107,17 +104,15 @@ async fn treat(
     recipient: &Recipient,
     found: &mut Found,
 ) -> Result<Treatment, StoreError> {
-    let verdict = &incoming.verdict;
-    let outside = verdict.source == Source::Smtp;
-    let unverified = outside && verdict.verified_sender.is_none();
-    let mut labels = vec!["received".to_owned(), "unread".to_owned()];
+    let mut objections = policy::objections(incoming.arrival(), recipient);
+    objections.extend(by_lists(tx, incoming, recipient, found).await?);
     let reason = match (recipient.answers.is_some() || found.reports_ours, found.join) {
         (true, _) => "bounce",
         (false, Some(_)) => "reply",
         (false, None) => "new_message",
     };
     let mut treatment = Treatment {
-        labels: Vec::new(),
+        labels: vec!["received".to_owned(), "unread".to_owned()],
         event_type: "message.received",
         mailbox: MAILBOX_INBOX,
         work: Some(match reserved.status {
@@ -125,68 +120,84 @@ async fn treat(
             InboxStatus::Paused => work::PAUSED,
             InboxStatus::Active => (HandedTo::Workers, reason),
         }),
+        held: None,
+        note: None,
     };
-    if blocked(tx, incoming, recipient, found).await? || would_refuse(incoming, &reserved.unauthenticated) {
-        labels.push("blocked".to_owned());
-        treatment.event_type = "message.received.blocked";
-        treatment.mailbox = MAILBOX_JUNK;
-        treatment.work = None;
-    } else if verdict.dmarc_failed() && verdict.dmarc.policy == DmarcPolicy::Quarantine {
-        // DESIGN.md §6: a DMARC failure follows the sender's policy. Held, so that it can be seen and released.
-        labels.push("spam".to_owned());
-        treatment.event_type = "message.received.spam";
-        treatment.mailbox = MAILBOX_JUNK;
-        treatment.work = Some((HandedTo::Held, "dmarc_failed"));
-    } else if unverified && matches!(reserved.unauthenticated.as_str(), "tag" | "hold") {
-        labels.push("unauthenticated".to_owned());
-        treatment.event_type = "message.received.unauthenticated";
-        if reserved.unauthenticated == "hold" {
-            treatment.work = Some((HandedTo::Held, "unauthenticated"));
-        }
+    obey(&mut treatment, &objections, recipient);
+    if found.first_is_held && treatment.held.is_none() {
+        // The first of two that are the same was kept back, a forgery perhaps: this one is the message.
+        found.duplicate_of = None;
     }
     // A report is read by the server and looked up when somebody wants to know: no work for people.
     if recipient.operator && incoming.domain_report.is_some() {
-        labels.push("report".to_owned());
+        treatment.labels.push("report".to_owned());
         treatment.work = None;
-    }
-    if found.first_is_held && treatment.mailbox == MAILBOX_INBOX {
-        // The first of two that are the same was kept back, a forgery perhaps: this one is the message.
-        found.duplicate_of = None;
     }
     // A duplicate is linked to its first, and our own message come back is no news: neither makes work.
     if found.duplicate_of.is_some() || found.echo {
         treatment.work = None;
     }
-    treatment.labels = labels;
     Ok(treatment)
 }
 
-/// What the receive lists say, or the reply lists for mail that answers ours. A block holds for the address as
-/// claimed; an allow only for a verified sender, since a From can be forged.
-async fn blocked(
+/// What the worst of the objections makes of the message; all of them are noted.
+fn obey(treatment: &mut Treatment, objections: &[Objection], recipient: &Recipient) {
+    let Some(worst) = objections.iter().map(|objection| objection.fate).max() else { return };
+    let at_worst = || objections.iter().filter(|objection| objection.fate == worst);
+    // That the sender is unknown says less than that the From address is forged: it stays where IMAP shows it.
+    let forged = at_worst().find(|objection| objection.rule != "unauthenticated");
+    let (label, event_type) = match worst {
+        Fate::Blocked => ("blocked", "message.received.blocked"),
+        Fate::Held if forged.is_some() => ("spam", "message.received.spam"),
+        Fate::Held | Fate::Labelled => ("unauthenticated", "message.received.unauthenticated"),
+    };
+    treatment.labels.push(label.to_owned());
+    treatment.event_type = event_type;
+    if label != "unauthenticated" {
+        treatment.mailbox = MAILBOX_JUNK;
+    }
+    let rule = forged.or_else(|| at_worst().next()).map_or("policy", |objection| objection.rule);
+    match worst {
+        Fate::Labelled => {}
+        Fate::Blocked => {
+            treatment.held = Some(Held::Blocked);
+            treatment.work = None;
+        }
+        Fate::Held => {
+            treatment.held = Some(Held::Held);
+            // Mail for people is shown to them, suspect or not: nothing for the operator is out of sight.
+            if !recipient.operator {
+                treatment.work = Some((HandedTo::Held, rule));
+            }
+        }
+    }
+    treatment.note = Some(PolicyNote {
+        reasons: objections.iter().map(Objection::reason).collect(),
+        refused: objections.iter().any(|objection| objection.refusal.is_some()),
+        decided: None,
+    });
+}
+
+/// What the receive lists say, or the reply lists for mail that answers ours.
+async fn by_lists(
     tx: &mut Tx,
     incoming: &Incoming,
     recipient: &Recipient,
     found: &Found,
-) -> Result<bool, StoreError> {
+) -> Result<Option<Objection>, StoreError> {
     if recipient.operator || incoming.verdict.source == Source::Local && recipient.answers.is_some() {
-        return Ok(false);
+        return Ok(None);
     }
     let direction = if found.answers_ours { ListDirection::Reply } else { ListDirection::Receive };
-    let author = incoming.author.clone().unwrap_or_else(Address::nobody);
-    let verified = incoming.verdict.verified_sender.as_ref() == Some(&author);
-    // Asked about nobody as well: whether a list lets in whom it does not name.
-    let asked = [author, Address::nobody()];
-    let said = list::check(tx, recipient.inbox, direction, &asked).await?;
-    let lets_in_anybody = !matches!(said.last(), Some(ListVerdict::NotAllowed { .. }));
-    // A bounce comes from somebody's mail system, which no allow list names; a block holds for it too.
-    let is_bounce = (recipient.answers.is_some() || found.reports_ours) && incoming.reverse_path.is_none();
-    Ok(match said.first() {
-        Some(ListVerdict::Blocked(_)) => true,
-        Some(ListVerdict::NotAllowed { .. }) => !is_bounce,
-        Some(ListVerdict::Allowed) => !verified && !lets_in_anybody && !is_bounce,
-        None => false,
-    })
+    let from = incoming.structure.from.iter().take(MAX_AUTHORS);
+    let claimed: Vec<Address> = from.filter_map(|mailbox| mailbox.address.parse().ok()).collect();
+    let entries = list::about(tx, recipient.inbox, direction, &claimed).await?;
+    let author = Author {
+        claimed: &claimed,
+        verified: incoming.verdict.verified_sender.as_ref(),
+        is_bounce: (recipient.answers.is_some() || found.reports_ours) && incoming.reverse_path.is_none(),
+    };
+    Ok(policy::of_lists(&entries, found.answers_ours, &author, recipient.policy.lists_match))
 }
 
 fn record_of(
@@ -228,6 +239,8 @@ fn record_of(
         size: incoming.size,
         run_id: None,
         key_id: None,
+        held: treatment.held,
+        policy: treatment.note.clone(),
         modseq: reserved.modseq,
         created_at: now,
         updated_at: now,
@@ -255,7 +268,7 @@ async fn grow_thread(
     thread.received_at = Some(now);
     // Raised by what somebody else says anew, DESIGN.md §3; not by whom a list or DMARC keeps out, who could
     // otherwise make every answer to the thread stale.
-    if treatment.work.is_some_and(|(to, reason)| to != HandedTo::Held || reason == work::PAUSED.1) {
+    if treatment.held.is_none() && treatment.work.is_some() {
         thread.context_version += 1;
     }
     thread::put(tx, &thread).await?;
@@ -291,8 +304,28 @@ fn listed(text: &str) -> String {
     text.get(..text.floor_char_boundary(MAX_LISTED_OCTETS)).unwrap_or(text).to_owned()
 }
 
-/// Adds a message's figures to its thread's; lists stay bounded.
+/// Adds a message's figures to its thread's; lists stay bounded. What is held back says nothing for a thread that
+/// has others: its labels would hide them from every listing, its words would stand for theirs.
 pub(crate) fn add_to_thread(thread: &mut Thread, message: &Message, now: i64) {
+    let alone = thread.message_count == 0;
+    thread.message_count += 1;
+    thread.size += message.size;
+    thread.last_message = message.message_key;
+    thread.last_at = now;
+    thread.updated_at = now;
+    if message.held.is_some() && !alone {
+        return;
+    }
+    let kept_back = |label: &String| label::KEPT_BACK.contains(&label.as_str());
+    let all_were = alone || thread.labels.iter().any(kept_back);
+    show_in_thread(thread, message);
+    if !all_were || !message.labels.iter().any(kept_back) {
+        thread.labels.retain(|label| !kept_back(label));
+    }
+}
+
+/// What a listing shows of a thread by this message.
+pub(super) fn show_in_thread(thread: &mut Thread, message: &Message) {
     let add = |list: &mut Vec<String>, text: &String| {
         let text = listed(text);
         if !text.is_empty() && list.len() < MAX_LISTED && !list.contains(&text) {
@@ -321,11 +354,6 @@ pub(crate) fn add_to_thread(thread: &mut Thread, message: &Message, now: i64) {
         }
     }
     thread.preview = message.preview.clone();
-    thread.message_count += 1;
-    thread.size += message.size;
-    thread.last_message = message.message_key;
-    thread.last_at = now;
-    thread.updated_at = now;
 }
 
 async fn announce(tx: &mut Tx, message: &Message, treatment: &Treatment) -> Result<(), StoreError> {

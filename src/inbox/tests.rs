@@ -7,7 +7,7 @@ use crate::ids::RowId;
 use crate::store::message::Message;
 use crate::store::thread::{self, Thread};
 use crate::store::work_item::ItemState;
-use crate::verify::verdict::AuthResult;
+use crate::verify::verdict::{AuthResult, DmarcPolicy};
 use crate::work::{self, Action, ClaimRequest, Claimed, WorkError};
 
 /// A stranger's message, written as its headers that matter and a text.

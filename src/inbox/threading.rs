@@ -306,9 +306,9 @@ pub(super) async fn remember(
         thread::add_participants(tx, inbox, thread_key, &who).await?;
     }
     // A print makes the next one a duplicate: not that of a message that nobody gets to see.
-    let held = message.labels.iter().any(|label| label == "blocked" || label == "spam");
     let names = found.new_names.iter().map(String::as_str);
-    let names: Vec<&str> = names.filter(|name| !held || !name.starts_with("print:")).collect();
+    let names: Vec<&str> =
+        names.filter(|name| message.held.is_none() || !name.starts_with("print:")).collect();
     thread::add_names(tx, inbox, thread_key, message.message_key, &names).await?;
     if found.awaited
         && let Some(id) = &incoming.structure.message_id

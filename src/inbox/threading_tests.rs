@@ -9,6 +9,7 @@ use crate::store::inbox::Inbox;
 use crate::store::message::Message;
 use crate::store::spent::{self, Spent};
 use crate::verify::verdict::AuthResult;
+use crate::verify::verdict::DmarcPolicy;
 use crate::work::{self, Action};
 
 const BOB: &str = "bob@stranger.example";

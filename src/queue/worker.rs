@@ -125,6 +125,7 @@ impl Workshop {
             Err(InboxError::NoMessage) => {
                 Some(Outcome::failed("5.3.0", "the message is gone from the store"))
             }
+            Err(error @ InboxError::TooLarge(_)) => Some(Outcome::failed("5.3.4", error.to_string())),
             Err(InboxError::Store(error)) => {
                 tracing::error!(%error, delivery.id = delivery.id(), "a local delivery failed");
                 Some(Outcome::deferred("4.3.0", "the inbox cannot be written just now"))
@@ -164,7 +165,7 @@ impl Workshop {
         };
         match inbox::deliver_bounce(floor, delivery.inbox, delivery.message_key, raw).await {
             // The inbox is deleted: nobody is left to be told.
-            Ok(()) | Err(InboxError::UnknownInbox | InboxError::NoMessage) => true,
+            Ok(()) | Err(InboxError::UnknownInbox | InboxError::NoMessage | InboxError::TooLarge(_)) => true,
             Err(InboxError::Store(error)) => {
                 tracing::error!(%error, delivery.id = delivery.id(), "a bounce cannot be filed");
                 false

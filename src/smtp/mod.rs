@@ -98,9 +98,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
     type Receipt: Send;
     type Error: std::error::Error + Send;
 
+    /// `size` is what MAIL declared, RFC 1870.
     fn route(
         &self,
         to: &Address,
+        size: Option<u64>,
     ) -> impl Future<Output = Result<Routed<Self::Recipient>, Self::Error>> + Send;
 
     fn receive(
@@ -120,6 +122,8 @@ pub(crate) enum Routed<R> {
     /// One of our domains, and nobody there by that name.
     Unknown,
     NotOurs,
+    /// The inbox takes messages of so many octets at most.
+    TooLarge(u64),
 }
 
 impl Backend for Arc<Floor> {
@@ -127,9 +131,12 @@ impl Backend for Arc<Floor> {
     type Receipt = Receipt;
     type Error = InboxError;
 
-    async fn route(&self, to: &Address) -> Result<Routed<Recipient>, InboxError> {
+    async fn route(&self, to: &Address, size: Option<u64>) -> Result<Routed<Recipient>, InboxError> {
         Ok(match inbox::route(self, to).await? {
-            Route::Inbox(recipient) => Routed::Accepted(recipient),
+            Route::Inbox(recipient) => match recipient.takes(size) {
+                Ok(()) => Routed::Accepted(recipient),
+                Err(limit) => Routed::TooLarge(limit),
+            },
             Route::UnknownInbox => Routed::Unknown,
             Route::NotOurs => Routed::NotOurs,
         })

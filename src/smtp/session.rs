@@ -68,6 +68,8 @@ struct Hello {
 struct Transaction<R> {
     from: ReversePath,
     smtputf8: bool,
+    /// As declared, RFC 1870.
+    size: Option<u64>,
     /// In order, each once.
     paths: Vec<Address>,
     recipients: Vec<R>,
@@ -201,6 +203,7 @@ impl<'h, B: Backend> Session<'h, B> {
         self.transaction = Some(Transaction {
             from: mail.from,
             smtputf8: mail.smtputf8,
+            size: mail.size,
             paths: Vec::new(),
             recipients: Vec::new(),
         });
@@ -238,7 +241,8 @@ impl<'h, B: Backend> Session<'h, B> {
             Ok(waiting) => waiting,
             Err(reply) => return Step::Say(reply),
         };
-        let reply = match timeout(limits::SMTP_ROUTE_TIME, self.house.backend.route(&address)).await {
+        let routed = self.house.backend.route(&address, transaction.size);
+        let reply = match timeout(limits::SMTP_ROUTE_TIME, routed).await {
             Ok(Ok(Routed::Accepted(recipient))) => {
                 transaction.paths.push(address);
                 transaction.recipients.push(recipient);
@@ -249,6 +253,10 @@ impl<'h, B: Backend> Session<'h, B> {
                 Reply::new(550, "1.1", "No such address here")
             }
             Ok(Ok(Routed::NotOurs)) => Reply::new(550, "7.1", "Relaying denied: not a domain of ours"),
+            // RFC 1870 §6.1: a limit of one recipient is an answer to RCPT.
+            Ok(Ok(Routed::TooLarge(limit))) => {
+                Reply::new(552, "3.4", format_args!("Larger than the {limit} octets that this inbox takes"))
+            }
             Ok(Err(error)) => {
                 tracing::error!(%address, error = %error, "recipient cannot be looked up");
                 self.trouble()

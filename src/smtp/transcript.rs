@@ -60,7 +60,7 @@ impl Backend for Ledger {
     type Receipt = String;
     type Error = OnFire;
 
-    async fn route(&self, to: &Address) -> Result<Routed<Address>, OnFire> {
+    async fn route(&self, to: &Address, _size: Option<u64>) -> Result<Routed<Address>, OnFire> {
         let (local, domain) = (to.local().to_lowercase(), to.domain());
         Ok(match local.split('+').next().unwrap_or_default() {
             "fire" => return Err(OnFire),

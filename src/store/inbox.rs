@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::policy::ReceivePolicy;
 use super::{Row, StoreError, Tx};
 use crate::clock::Millis;
 use crate::ids::InboxKey;
@@ -75,8 +76,9 @@ pub struct Inbox {
     pub operator: bool,
     /// JSON object.
     pub metadata: Option<String>,
-    /// `accept`, `tag`, `hold` or `refuse` mail whose sender is not verified.
-    pub unauthenticated: String,
+    /// What is set about mail that comes in, here and for the domain.
+    pub receive_policy: ReceivePolicy,
+    pub domain_policy: ReceivePolicy,
     pub limits: Limits,
     pub created_at: Millis,
     pub updated_at: Millis,
@@ -99,7 +101,8 @@ pub struct NewInbox {
 macro_rules! columns {
     () => {
         "pod_key, inbox_key, address, domain, display_name, client_id, status, operator, metadata,
-         unauthenticated, per_minute, per_hour, per_day, created_at, updated_at"
+         receive_policy, per_minute, per_hour, per_day, created_at, updated_at,
+         (SELECT d.receive_policy FROM domain_policy AS d WHERE d.domain = inbox.domain)"
     };
 }
 
@@ -115,7 +118,8 @@ fn from_row(row: &Row) -> Result<Inbox, StoreError> {
             .ok_or_else(|| StoreError::Damaged(format!("inbox status {status}")))?,
         operator: row.get(7)?,
         metadata: row.get(8)?,
-        unauthenticated: row.get(9)?,
+        receive_policy: ReceivePolicy::read(row.get(9)?)?,
+        domain_policy: ReceivePolicy::read(row.get(15)?)?,
         limits: Limits { per_minute: row.get(10)?, per_hour: row.get(11)?, per_day: row.get(12)? },
         created_at: row.get(13)?,
         updated_at: row.get(14)?,
@@ -232,8 +236,8 @@ pub async fn addresses(tx: &mut Tx, inboxes: &[InboxKey]) -> Result<HashMap<Inbo
 /// Writes what can be changed; the caller has read the rest in this transaction.
 pub async fn update(tx: &mut Tx, inbox: &Inbox) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE inbox SET display_name = $3, status = $4, metadata = $5, unauthenticated = $6, per_minute = $7,
-                per_hour = $8, per_day = $9, updated_at = $10
+        "UPDATE inbox SET display_name = $3, status = $4, metadata = $5, per_minute = $6, per_hour = $7,
+                per_day = $8, updated_at = $9
          WHERE pod_key = $1 AND inbox_key = $2",
         &[
             inbox.key.pod.into(),
@@ -241,7 +245,6 @@ pub async fn update(tx: &mut Tx, inbox: &Inbox) -> Result<(), StoreError> {
             inbox.display_name.clone().into(),
             inbox.status.text().into(),
             inbox.metadata.clone().into(),
-            (&inbox.unauthenticated).into(),
             inbox.limits.per_minute.into(),
             inbox.limits.per_hour.into(),
             inbox.limits.per_day.into(),
@@ -284,7 +287,6 @@ pub struct Reserved {
     pub first: i64,
     pub modseq: i64,
     pub status: InboxStatus,
-    pub unauthenticated: String,
 }
 
 /// Takes `count` numbers from the inbox's counter, and with it the lock on the inbox: from here to the end of
@@ -293,7 +295,7 @@ pub async fn reserve(tx: &mut Tx, key: InboxKey, count: i64) -> Result<Option<Re
     let row = tx
         .row(
             "UPDATE inbox SET seq = seq + $3 WHERE pod_key = $1 AND inbox_key = $2 AND deleted_at IS NULL
-             RETURNING seq, status, unauthenticated",
+             RETURNING seq, status",
             &[key.pod.into(), key.inbox.into(), count.into()],
         )
         .await?;
@@ -305,7 +307,6 @@ pub async fn reserve(tx: &mut Tx, key: InboxKey, count: i64) -> Result<Option<Re
         modseq,
         status: InboxStatus::parse(&status)
             .ok_or_else(|| StoreError::Damaged(format!("inbox status {status}")))?,
-        unauthenticated: row.get(2)?,
     }))
 }
 

@@ -5,6 +5,9 @@ use super::inbox::{MAILBOX_INBOX, MAILBOX_JUNK, MAILBOX_SENT, MAILBOX_TRASH};
 use super::message::{Direction, Message, from_json, to_json};
 use super::{StoreError, Tx, inbox, message};
 
+/// Labels of what is kept back. A thread has them only while all of its messages are.
+pub const KEPT_BACK: [&str; 3] = ["spam", "blocked", "unauthenticated"];
+
 /// Sets labels on and off a message that was read in this transaction; what is to go wins. `None` where the inbox
 /// is gone.
 pub async fn change(
@@ -67,7 +70,8 @@ async fn move_to(tx: &mut Tx, message: &Message, mailbox: i64, modseq: i64) -> R
     Ok(())
 }
 
-/// The thread has every label that one of its messages has, in order of appearance.
+/// The thread has every label that one of its messages has, in order of appearance; those of what is kept back only
+/// where each message has one, since they hide the thread.
 async fn unite(tx: &mut Tx, message: &Message) -> Result<(), StoreError> {
     let thread = [message.inbox.pod.into(), message.inbox.inbox.into(), message.thread_key.into()];
     let rows = tx
@@ -78,12 +82,18 @@ async fn unite(tx: &mut Tx, message: &Message) -> Result<(), StoreError> {
         )
         .await?;
     let mut union: Vec<String> = Vec::new();
+    let mut all_kept_back = true;
     for row in rows {
-        for label in from_json::<Vec<String>>(&row.get::<String>(0)?)? {
+        let labels = from_json::<Vec<String>>(&row.get::<String>(0)?)?;
+        all_kept_back &= labels.iter().any(|l| KEPT_BACK.contains(&l.as_str()));
+        for label in labels {
             if !union.contains(&label) {
                 union.push(label);
             }
         }
+    }
+    if !all_kept_back {
+        union.retain(|label| !KEPT_BACK.contains(&label.as_str()));
     }
     let [pod, inbox, thread] = thread;
     tx.execute(

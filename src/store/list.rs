@@ -1,4 +1,4 @@
-//! Allow and block lists, at organization and inbox scope, for what is sent, received, and received as a reply.
+//! Allow and block lists, at organization, pod and inbox scope, for what is sent, received, and received as a reply.
 
 use super::message::to_json;
 use super::{Row, StoreError, Tx};
@@ -8,6 +8,20 @@ use crate::ids::InboxKey;
 
 /// The key of entries that hold for the whole organization.
 pub const ORGANIZATION: InboxKey = InboxKey { pod: 0, inbox: 0 };
+
+/// The key of entries that hold for every inbox of a pod.
+pub fn pod(pod: i64) -> InboxKey {
+    InboxKey { pod, inbox: 0 }
+}
+
+/// What a scope is called.
+pub fn scope_word(scope: InboxKey) -> &'static str {
+    match scope {
+        ORGANIZATION => "organization",
+        InboxKey { inbox: 0, .. } => "pod",
+        _ => "inbox",
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListDirection {
@@ -54,7 +68,7 @@ impl ListType {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListEntry {
-    /// `ORGANIZATION`, or the inbox.
+    /// `ORGANIZATION`, a `pod`, or the inbox.
     pub scope: InboxKey,
     pub direction: ListDirection,
     pub list_type: ListType,
@@ -188,13 +202,24 @@ pub enum ListVerdict {
     },
 }
 
-/// Asks organization and inbox scope about each address, in one statement for all of them.
+/// Asks every scope about each address, in one statement for all of them.
 pub async fn check(
     tx: &mut Tx,
     inbox: InboxKey,
     direction: ListDirection,
     addresses: &[Address],
 ) -> Result<Vec<ListVerdict>, StoreError> {
+    let found = about(tx, inbox, direction, addresses).await?;
+    Ok(addresses.iter().map(|address| judge(&found, address)).collect())
+}
+
+/// What the lists of every scope have to say about these addresses, for `judge`.
+pub async fn about(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    direction: ListDirection,
+    addresses: &[Address],
+) -> Result<Vec<ListEntry>, StoreError> {
     let mut names: Vec<String> = Vec::new();
     for address in addresses {
         names.push(address.key());
@@ -205,23 +230,26 @@ pub async fn check(
     let sql = tx.either(
         "SELECT l.pod_key, l.inbox_key, l.direction, l.list_type, l.entry, l.entry_type, l.reason, l.created_at
          FROM json_each($4) AS name CROSS JOIN list_entry AS l
-         WHERE ((l.pod_key = 0 AND l.inbox_key = 0) OR (l.pod_key = $1 AND l.inbox_key = $2)) AND l.direction = $3
-           AND l.list_type IN ('allow', 'block') AND l.entry = name.value
+         WHERE ((l.pod_key = 0 AND l.inbox_key = 0) OR (l.pod_key = $1 AND l.inbox_key IN (0, $2)))
+           AND l.direction = $3 AND l.list_type IN ('allow', 'block') AND l.entry = name.value
          UNION ALL SELECT * FROM (SELECT pod_key, inbox_key, direction, list_type, '', entry_type, NULL, 0 FROM list_entry
            WHERE pod_key = 0 AND inbox_key = 0 AND direction = $3 AND list_type = 'allow' LIMIT 1)
          UNION ALL SELECT * FROM (SELECT pod_key, inbox_key, direction, list_type, '', entry_type, NULL, 0 FROM list_entry
+           WHERE pod_key = $1 AND inbox_key = 0 AND direction = $3 AND list_type = 'allow' LIMIT 1)
+         UNION ALL SELECT * FROM (SELECT pod_key, inbox_key, direction, list_type, '', entry_type, NULL, 0 FROM list_entry
            WHERE pod_key = $1 AND inbox_key = $2 AND direction = $3 AND list_type = 'allow' LIMIT 1)",
         "SELECT pod_key, inbox_key, direction, list_type, entry, entry_type, reason, created_at FROM list_entry
-         WHERE ((pod_key = 0 AND inbox_key = 0) OR (pod_key = $1 AND inbox_key = $2)) AND direction = $3
+         WHERE ((pod_key = 0 AND inbox_key = 0) OR (pod_key = $1 AND inbox_key IN (0, $2))) AND direction = $3
            AND list_type IN ('allow', 'block') AND entry = ANY (ARRAY(SELECT json_array_elements_text($4::json)))
          UNION ALL (SELECT pod_key, inbox_key, direction, list_type, ''::text, entry_type, NULL::text, 0::bigint FROM list_entry
            WHERE pod_key = 0 AND inbox_key = 0 AND direction = $3 AND list_type = 'allow' LIMIT 1)
          UNION ALL (SELECT pod_key, inbox_key, direction, list_type, ''::text, entry_type, NULL::text, 0::bigint FROM list_entry
+           WHERE pod_key = $1 AND inbox_key = 0 AND direction = $3 AND list_type = 'allow' LIMIT 1)
+         UNION ALL (SELECT pod_key, inbox_key, direction, list_type, ''::text, entry_type, NULL::text, 0::bigint FROM list_entry
            WHERE pod_key = $1 AND inbox_key = $2 AND direction = $3 AND list_type = 'allow' LIMIT 1)",
     );
     let args = [inbox.pod.into(), inbox.inbox.into(), direction.text().into(), to_json(&names)?.into()];
-    let found = tx.rows(sql, &args).await?.iter().map(from_row).collect::<Result<Vec<_>, _>>()?;
-    Ok(addresses.iter().map(|address| judge(&found, address)).collect())
+    tx.rows(sql, &args).await?.iter().map(from_row).collect()
 }
 
 /// `mail.partner.example`, `partner.example`, `example`: an entry for a domain covers its subdomains.
@@ -229,7 +257,8 @@ fn domains_above(domain: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(domain), |d| d.split_once('.').map(|(_, rest)| rest))
 }
 
-fn judge(found: &[ListEntry], address: &Address) -> ListVerdict {
+/// What the entries that `about` found mean for one of the addresses that it was asked about.
+pub fn judge(found: &[ListEntry], address: &Address) -> ListVerdict {
     let key = address.key();
     let matches = |entry: &ListEntry| {
         if entry.is_domain {
@@ -282,6 +311,8 @@ mod tests {
         let blocked =
             [own(ListType::Allow, "bob@mail.partner.example"), org(ListType::Block, "partner.example")];
         assert!(matches!(judge(&blocked, &bob), ListVerdict::Blocked(_)));
+        let of_pod = [entry(pod(1), ListType::Allow, "carol@other.example")];
+        assert_eq!(judge(&of_pod, &bob), ListVerdict::NotAllowed { scope: pod(1) });
         let evil: Address = "bob@evilpartner.example".parse().unwrap();
         assert_eq!(
             judge(&[org(ListType::Allow, "partner.example")], &evil),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::held::{Held, PolicyNote};
 use super::{Row, StoreError, Tx, Value};
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
@@ -53,6 +54,10 @@ pub struct Message {
     pub size: i64,
     pub run_id: Option<String>,
     pub key_id: Option<i64>,
+    /// Why it is not handed out; `None` for ordinary mail.
+    pub held: Option<Held>,
+    /// What policy said of it, and what somebody decided since.
+    pub policy: Option<PolicyNote>,
     pub modseq: i64,
     pub created_at: Millis,
     pub updated_at: Millis,
@@ -91,7 +96,7 @@ macro_rules! columns {
         "pod_key, inbox_key, message_key, thread_key, direction, state, rfc_message_id, duplicate_of, body_hash,
          reached_by, reverse_path, from_address, from_text, to_text, cc_text, bcc_text, reply_to_text, subject,
          preview, labels, structure, verdict, verified_sender, size, run_id, key_id, modseq, created_at, updated_at, id_taken,
-         kind, codes"
+         kind, codes, held, policy"
     };
 }
 
@@ -100,6 +105,7 @@ pub(crate) fn from_row(row: &Row) -> Result<Message, StoreError> {
     let verdict: Option<String> = row.get(21)?;
     let kind: Option<String> = row.get(30)?;
     let codes: Option<String> = row.get(31)?;
+    let (held, policy): (Option<String>, Option<String>) = (row.get(32)?, row.get(33)?);
     Ok(Message {
         inbox: InboxKey { pod: row.get(0)?, inbox: row.get(1)? },
         message_key: row.get(2)?,
@@ -126,6 +132,8 @@ pub(crate) fn from_row(row: &Row) -> Result<Message, StoreError> {
         size: row.get(23)?,
         run_id: row.get(24)?,
         key_id: row.get(25)?,
+        held: held.as_deref().and_then(Held::parse),
+        policy: policy.as_deref().map(from_json).transpose()?,
         modseq: row.get(26)?,
         created_at: row.get(27)?,
         updated_at: row.get(28)?,
@@ -149,7 +157,7 @@ pub async fn insert(tx: &mut Tx, message: &Message) -> Result<(), StoreError> {
             "INSERT INTO message (",
             columns!(),
             ", dated_at, unparsed) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
-             $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34)"
+             $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36)"
         ),
         &[
             message.inbox.pod.into(),
@@ -184,6 +192,8 @@ pub async fn insert(tx: &mut Tx, message: &Message) -> Result<(), StoreError> {
             message.id_taken.into(),
             message.kind.map(Kind::word).into(),
             Value::Text(if message.codes.is_empty() { None } else { Some(to_json(&message.codes)?) }),
+            message.held.map(Held::text).into(),
+            Value::Text(message.policy.as_ref().map(to_json).transpose()?),
             message.structure.date.into(),
             message.structure.unparsed.is_some().into(),
         ],
@@ -332,7 +342,8 @@ pub async fn public_ids(
         .collect()
 }
 
-/// What a work item asks its worker to look at: messages from others that no finished item covers, oldest first.
+/// What a work item asks its worker to look at: messages from others that no finished item covers and nobody
+/// holds back, oldest first.
 pub async fn unhandled(
     tx: &mut Tx,
     inbox: InboxKey,
@@ -343,13 +354,14 @@ pub async fn unhandled(
         "SELECT ",
         columns!(),
         " FROM message WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND direction = 'in'
-            AND handled <> 1 AND duplicate_of IS NULL ORDER BY message_key LIMIT $4"
+            AND handled <> 1 AND held IS NULL AND duplicate_of IS NULL ORDER BY message_key LIMIT $4"
     );
     let args = [inbox.pod.into(), inbox.inbox.into(), thread_key.into(), limit.into()];
     tx.rows(sql, &args).await?.iter().map(from_row).collect()
 }
 
-/// The work item of the thread is finished: what arrived until `until` needs no more attention.
+/// The work item of the thread is finished: what arrived until `until` needs no more attention. What was released
+/// while the item was claimed (2) came before that and was never shown: it is news from here on (0).
 pub(crate) async fn mark_handled(
     tx: &mut Tx,
     inbox: InboxKey,
@@ -358,16 +370,18 @@ pub(crate) async fn mark_handled(
 ) -> Result<(), StoreError> {
     // SQLite would walk through all messages of the thread.
     let sql = tx.either(
-        "UPDATE message INDEXED BY message_unhandled SET handled = 1
-         WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND message_key <= $4 AND handled <> 1",
-        "UPDATE message SET handled = 1
-         WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND message_key <= $4 AND handled <> 1",
+        "UPDATE message INDEXED BY message_unhandled SET handled = CASE handled WHEN 0 THEN 1 ELSE 0 END
+         WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND message_key <= $4 AND handled <> 1
+           AND held IS NULL",
+        "UPDATE message SET handled = CASE handled WHEN 0 THEN 1 ELSE 0 END
+         WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND message_key <= $4 AND handled <> 1
+           AND held IS NULL",
     );
     tx.execute(sql, &[inbox.pod.into(), inbox.inbox.into(), thread_key.into(), until.into()]).await?;
     Ok(())
 }
 
-/// A message that makes no work for anybody (blocked, suspect beside good ones, an echo) is never handed out.
+/// A message that makes no work for anybody (a duplicate, an echo) is never handed out.
 pub(crate) async fn set_aside(tx: &mut Tx, inbox: InboxKey, message_key: i64) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE message SET handled = 1 WHERE pod_key = $1 AND inbox_key = $2 AND message_key = $3",
@@ -416,4 +430,31 @@ pub async fn received_since(
     );
     let args = [inbox.pod.into(), inbox.inbox.into(), since.into(), limit.into()];
     tx.rows(sql, &args).await?.iter().map(from_row).collect()
+}
+
+/// What waits to be looked at, newest first, before a place; `args` are `held::page`'s.
+pub(super) async fn select_held(
+    tx: &mut Tx,
+    of_one_inbox: bool,
+    args: &[Value],
+) -> Result<Vec<Message>, StoreError> {
+    // In the words of the partial indexes, or the planners do not see that these fit.
+    let sql = if of_one_inbox {
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM message WHERE (created_at, pod_key, inbox_key, message_key) < ($1, $2, $3, $4)
+                AND held IN ('held', 'blocked') AND pod_key = $6 AND inbox_key = $7
+              ORDER BY message_key DESC LIMIT $5"
+        )
+    } else {
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM message WHERE (created_at, pod_key, inbox_key, message_key) < ($1, $2, $3, $4)
+                AND held IN ('held', 'blocked')
+              ORDER BY created_at DESC, pod_key DESC, inbox_key DESC, message_key DESC LIMIT $5"
+        )
+    };
+    tx.rows(sql, args).await?.iter().map(from_row).collect()
 }

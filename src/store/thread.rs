@@ -290,7 +290,7 @@ pub(crate) async fn relatives(
         return Ok(Vec::new());
     }
     let sql = tx.either(
-        "SELECT j.value, m.thread_key, m.message_key, m.direction, m.body_hash, m.duplicate_of, m.labels, m.size,
+        "SELECT j.value, m.thread_key, m.message_key, m.direction, m.body_hash, m.duplicate_of, m.held, m.size,
                 (SELECT count(*) FROM participant p WHERE p.pod_key = $1 AND p.inbox_key = $2
                     AND p.thread_key = m.thread_key AND p.address IN ($4, $5))
          FROM json_each($3) j CROSS JOIN message m
@@ -310,14 +310,14 @@ pub(crate) async fn relatives(
              UNION SELECT * FROM (SELECT thread_key FROM thread_name WHERE pod_key = $1 AND inbox_key = $2
                             AND name = j.value ORDER BY thread_key DESC LIMIT 10))",
         // Each name is looked up by itself: for all at once the planner likes to walk the whole inbox.
-        "SELECT j.name, m.thread_key, m.message_key, m.direction, m.body_hash, m.duplicate_of, m.labels, m.size,
+        "SELECT j.name, m.thread_key, m.message_key, m.direction, m.body_hash, m.duplicate_of, m.held, m.size,
                 (SELECT count(*) FROM participant p WHERE p.pod_key = $1 AND p.inbox_key = $2
                     AND p.thread_key = m.thread_key AND p.address IN ($4, $5))
          FROM json_array_elements_text($3::json) AS j(name) CROSS JOIN LATERAL (
-             (SELECT thread_key, message_key, direction, body_hash, duplicate_of, labels, size FROM message
+             (SELECT thread_key, message_key, direction, body_hash, duplicate_of, held, size FROM message
               WHERE pod_key = $1 AND inbox_key = $2 AND rfc_message_id = j.name
               ORDER BY rfc_message_id, message_key LIMIT 10)
-             UNION (SELECT thread_key, message_key, direction, body_hash, duplicate_of, labels, size FROM message
+             UNION (SELECT thread_key, message_key, direction, body_hash, duplicate_of, held, size FROM message
               WHERE pod_key = $1 AND inbox_key = $2 AND rfc_message_id = j.name
               ORDER BY rfc_message_id DESC, message_key DESC LIMIT 10)) AS m
          UNION ALL
@@ -351,9 +351,7 @@ fn relative(row: &Row) -> Result<Relative, StoreError> {
             ours: direction == "out",
             body_hash: row.get(4)?,
             duplicate_of: row.get(5)?,
-            held: from_json::<Vec<String>>(&row.get::<String>(6)?)?
-                .iter()
-                .any(|label| label == "blocked" || label == "spam"),
+            held: row.get::<Option<String>>(6)?.is_some(),
             size: row.get(7)?,
         }),
         None => None,

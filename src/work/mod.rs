@@ -24,7 +24,7 @@ use crate::store::{StoreError, Tx};
 pub use claim::{ClaimRequest, Claimed, MAX_CLAIM, claim, unclaim};
 
 pub use raise::resume;
-pub(crate) use raise::{Arrived, HandedTo, PAUSED, answered, knows, raise};
+pub(crate) use raise::{Arrived, HandedTo, PAUSED, answered, knows, raise, undo_hold};
 
 /// Lease lengths in seconds, DESIGN.md §6; 12 hours is SQS's cap as well.
 pub const LEASE_SECONDS: std::ops::RangeInclusive<i64> = 5..=43_200;
@@ -251,6 +251,13 @@ pub async fn override_item(
                     }
                     (Override::Requeue, ItemState::Claimed) => {
                         return Err(WorkError::WrongState { state: "claimed", verb: "requeued" });
+                    }
+                    // Nothing would be handed out with it.
+                    (Override::Requeue, ItemState::Held)
+                        if message::unhandled(tx, item.inbox, item.thread_key, 1).await?.is_empty() =>
+                    {
+                        let verb = "requeued; its messages can be released (GET /v1/held)";
+                        return Err(WorkError::WrongState { state: "held", verb });
                     }
                     (Override::Requeue, _) => {
                         item.attempts = 0;

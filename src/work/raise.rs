@@ -4,7 +4,7 @@ use super::{finish, make_available, record};
 use crate::clock::Millis;
 use crate::ids::InboxKey;
 use crate::store::work_item::{self, ItemState, WorkItem};
-use crate::store::{StoreError, Tx};
+use crate::store::{StoreError, Tx, held, message};
 
 /// What arrived, as far as work is concerned.
 pub(crate) struct Arrived {
@@ -62,6 +62,23 @@ pub(crate) async fn raise(tx: &mut Tx, arrived: Arrived) -> Result<WorkItem, Sto
             make_available(&mut item, now, arrived.reason);
             record(tx, &mut item).await?;
         }
+        ItemState::Held if arrived.to == HandedTo::Human => {
+            item.state = ItemState::NeedsHuman;
+            item.reason = arrived.reason.to_owned();
+            record(tx, &mut item).await?;
+        }
+        // Good mail in a paused inbox: the end of the pause lets it go, whatever the item stood still for.
+        ItemState::Held | ItemState::Dead | ItemState::Waiting
+            if arrived.reason == INBOX_PAUSED
+                && item.reason != INBOX_PAUSED
+                && item.waiting_for.as_deref() != Some("review") =>
+        {
+            item.state = ItemState::Held;
+            item.reason = INBOX_PAUSED.to_owned();
+            item.attempts = 0;
+            item.waiting_for = None;
+            record(tx, &mut item).await?;
+        }
         ItemState::Dead if arrived.to == HandedTo::Workers => {
             item.attempts = 0;
             make_available(&mut item, now, arrived.reason);
@@ -114,6 +131,19 @@ pub(crate) async fn knows(tx: &mut Tx, mut item: WorkItem, message_key: i64) -> 
         work_item::put(tx, &item).await?;
     }
     Ok(())
+}
+
+/// What a held item was held for is decided: with nothing left in it to look at, it is done.
+pub(crate) async fn undo_hold(tx: &mut Tx, inbox: InboxKey, thread_key: i64) -> Result<(), StoreError> {
+    let item = work_item::latest_of_thread(tx, inbox, thread_key).await?;
+    let Some(mut item) = item.filter(|item| item.state == ItemState::Held) else { return Ok(()) };
+    let waits = held::any_of_thread(tx, inbox, thread_key).await?
+        || !message::unhandled(tx, inbox, thread_key, 1).await?.is_empty();
+    if waits {
+        return Ok(());
+    }
+    finish(tx, &mut item, "discarded").await?;
+    record(tx, &mut item).await
 }
 
 /// The inbox is active again: what was held because it was not is handed out.

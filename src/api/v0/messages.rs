@@ -26,7 +26,8 @@ use crate::api::{App, no_such_route};
 use crate::config::limits;
 use crate::floor::Floor;
 use crate::ids::InboxKey;
-use crate::principal::Permissions;
+use crate::inbox::{self, Decision};
+use crate::principal::Principal;
 use crate::store::inbox::Inbox;
 use crate::store::message::{self, Message};
 use crate::store::page::{Page, Place};
@@ -319,10 +320,10 @@ async fn update_message(
     let upload = body::read(app, request, limits::MAX_JSON_BODY).await?;
     let asked: UpdateMessageRequest = body::parse(&upload.bytes)?;
     let change = Change::check(asked.add_labels, asked.remove_labels)?;
-    let (id, permissions) = (id.to_owned(), caller.0.permissions.clone());
+    let (id, who) = (id.to_owned(), Arc::new(caller.0.clone()));
     let updated = app.floor.store.write(move |tx| {
-        let (id, change, permissions) = (id.clone(), change.clone(), permissions.clone());
-        Box::pin(async move { relabel(tx, inbox.key, &id, &change, &permissions).await })
+        let (id, change, who) = (id.clone(), change.clone(), who.clone());
+        Box::pin(async move { relabel(tx, inbox.key, &id, &change, &who).await })
     });
     updated.await?.map(Json).ok_or_else(|| Problem::not_found("Message"))
 }
@@ -332,10 +333,29 @@ async fn relabel(
     inbox: InboxKey,
     id: &str,
     change: &Change,
-    permissions: &Permissions,
+    who: &Principal,
 ) -> Answer<Option<UpdateMessageResponse>> {
     let found = message::by_public_id(tx, inbox, id).await?;
-    let Some(found) = found.filter(|m| filter::may_read(permissions, &m.labels)) else { return Ok(None) };
+    let Some(found) = found.filter(|m| filter::may_read(&who.permissions, &m.labels)) else {
+        return Ok(None);
+    };
+    let frees = found.held.is_some() && change.remove.iter().any(|l| l == "spam");
+    let found = match (frees, who.is_admin()) {
+        (false, _) => found,
+        // DESIGN.md §4.6: what policy holds, an inbox's own key does not let in.
+        (true, false) => {
+            return Err(Problem::forbidden(
+                "forbidden",
+                "Policy holds this message: an inbox's key cannot free it.",
+            )
+            .fix("Have it released: POST /v1/messages/{message_id}/release, with an organization's key."));
+        }
+        (true, true) => {
+            let freed = inbox::decide(tx, inbox, found.message_key, Decision::Release, &who.actor()).await?;
+            let Some(freed) = freed else { return Ok(None) };
+            freed
+        }
+    };
     let added = change.add.iter().filter(|l| !found.labels.contains(l)).count();
     if found.labels.len() + added > MAX_LABELS {
         return Err(Problem::field(&["add_labels"], format!("a message has at most {MAX_LABELS} labels")));
@@ -429,13 +449,13 @@ async fn batch_update(
         return Err(Problem::field(&["message_ids"], format!("takes at most {MAX_BATCH_UPDATE} ids")));
     }
     let change = Change::check(asked.add_labels, asked.remove_labels)?;
-    let (ids, permissions) = (Arc::new(asked.message_ids), Arc::new(caller.0.permissions.clone()));
+    let (ids, who) = (Arc::new(asked.message_ids), Arc::new(caller.0.clone()));
     let updated = app.floor.store.write(move |tx| {
-        let (ids, change, permissions) = (ids.clone(), change.clone(), permissions.clone());
+        let (ids, change, who) = (ids.clone(), change.clone(), who.clone());
         Box::pin(async move {
             let mut updates = Vec::new();
             for id in ids.iter() {
-                updates.extend(relabel(tx, inbox.key, id, &change, &permissions).await?);
+                updates.extend(relabel(tx, inbox.key, id, &change, &who).await?);
             }
             Ok::<_, Problem>(updates)
         })

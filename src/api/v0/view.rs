@@ -15,6 +15,7 @@ use crate::screen::codes::Code;
 use crate::screen::kind::Kind;
 use crate::screen::structure::Part;
 use crate::store::delivery::Delivery;
+use crate::store::held::{PolicyNote, PolicyReason};
 use crate::store::message::{Direction, Message};
 use crate::store::thread::{ListedAttachment, Thread};
 use crate::verify::verdict::Verdict;
@@ -123,6 +124,54 @@ impl From<Delivery> for DeliveryView {
     }
 }
 
+/// What policy made of a message.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = MessagePolicy)]
+pub(crate) struct PolicyView {
+    /// `labelled`, `held`, `blocked`, `released` or `discarded`
+    pub state: String,
+    pub reasons: Vec<PolicyReasonView>,
+    /// The inbox would have refused the message, but another recipient took it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub would_refuse: bool,
+    /// Who released or discarded it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided_at: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = MessagePolicyReason)]
+pub(crate) struct PolicyReasonView {
+    /// `dmarc_failed`, `spoofed`, `unauthenticated`, `too_large`, `receive_list_block`, `receive_list_allow`,
+    /// `reply_list_block` or `reply_list_allow`
+    pub rule: String,
+    /// A sentence.
+    pub text: String,
+    /// Whose setting it is: `organization`, `domain`, `pod` or `inbox`
+    pub set_by: String,
+}
+
+impl PolicyView {
+    fn of(message: &Message) -> Option<PolicyView> {
+        let note = message.policy.clone().or_else(|| message.held.map(|_| PolicyNote::default()))?;
+        let state = match (message.held, &note.decided) {
+            (Some(held), _) => held.text().to_owned(),
+            (None, Some(decided)) => decided.action.clone(),
+            (None, None) => "labelled".to_owned(),
+        };
+        let reason = |r: PolicyReason| PolicyReasonView { rule: r.rule, text: r.text, set_by: r.set_by };
+        Some(PolicyView {
+            state,
+            reasons: note.reasons.into_iter().map(reason).collect(),
+            would_refuse: note.refused,
+            decided_by: note.decided.as_ref().map(|d| d.by.clone()),
+            decided_at: note.decided.map(|d| rfc3339(d.at)),
+        })
+    }
+}
+
 /// A message.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = Message)]
@@ -182,6 +231,9 @@ pub(crate) struct MessageView {
     /// Ours: verification codes and links in it, the surest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub codes: Vec<Code>,
+    /// Ours: why it is labelled, held or blocked, and what somebody decided since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyView>,
     /// Ours: the address it came by, tag included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reached_by: Option<String>,
@@ -213,6 +265,7 @@ impl MessageView {
     /// As a list shows it: without texts.
     pub(crate) fn item(message: Message, names: Names) -> MessageView {
         let message_id = message.public_id();
+        let policy = PolicyView::of(&message);
         let mut headers = BTreeMap::new();
         // Where our own id stands in for it, the RFC Message-ID is found here.
         if let Some(id) = message.rfc_message_id.as_ref().filter(|id| **id != message_id) {
@@ -248,6 +301,7 @@ impl MessageView {
             verdict: message.verdict,
             kind: message.kind,
             codes: message.codes,
+            policy,
             reached_by: message.reached_by,
             duplicate_of: names.duplicate_of,
             unparsed: message.structure.unparsed,

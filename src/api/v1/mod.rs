@@ -1,9 +1,12 @@
-//! `/v1`: what Gatepost adds: work items, limits, events, waiting for mail, suppressions, reports.
+//! `/v1`: what Gatepost adds: work items, limits, receive policy, held mail, events, waiting for mail, suppressions,
+//! reports.
 
 mod claim;
 mod dev;
 mod events;
+mod held;
 mod limits;
+mod policy;
 mod reports;
 mod suppressions;
 mod wait;
@@ -18,6 +21,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .merge(work::routes())
         .merge(claim::routes())
         .merge(limits::routes())
+        .merge(policy::routes())
+        .merge(held::routes())
         .merge(events::routes())
         .merge(wait::routes())
         .merge(suppressions::routes())

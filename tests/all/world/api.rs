@@ -101,6 +101,12 @@ impl Api {
         response.bytes().await.expect("download").to_vec()
     }
 
+    /// The whole event log.
+    pub async fn all_events(&self) -> Vec<Value> {
+        let page = self.get("/v1/events?limit=1000").await.ok();
+        page["events"].as_array().expect("events").clone()
+    }
+
     /// All pages of a list, as one.
     pub async fn all(&self, path: &str, name: &str) -> Vec<Value> {
         let mut found = Vec::new();
