@@ -108,7 +108,8 @@ async fn release(tx: &mut Tx, inbox: &Inbox, message: &mut Message) -> Result<()
         InboxStatus::Active => (HandedTo::Workers, "released"),
     };
     let Some(reserved) = inbox::reserve(tx, key, 1).await? else { return Ok(()) };
-    let arrived = work::Arrived { inbox: key, thread_key, item_key: reserved.first, reason, to, new_thread: false };
+    let arrived =
+        work::Arrived { inbox: key, thread_key, item_key: reserved.first, reason, to, new_thread: false };
     work::raise(tx, arrived).await?;
     Ok(())
 }

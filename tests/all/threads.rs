@@ -32,7 +32,8 @@ async fn references_join_only_who_took_part_or_cites_what_we_made_on_postgres() 
 async fn references(setup: Setup) {
     let sink = Sink::start().await;
     let dns = Dns::start(&sink.zone("remote.example")).await;
-    let server = setup.inbox("ada").dns(&dns).start().await;
+    // What claims our own domain without proof is let in here, to see what else keeps it out of the thread.
+    let server = setup.inbox("ada").dns(&dns).config("[receive]\nspoofed = \"tag\"").start().await;
     let first = letter(&server, "bob@remote.example", "Question", "q@remote.example", "").await;
     let cites = "References: <q@remote.example>\r\n";
     let more = letter(&server, "bob@remote.example", "Other subject", "q2@remote.example", cites).await;

@@ -22,6 +22,8 @@ use super::{
 };
 
 pub const DOMAIN: &str = "agents.example";
+/// What a listing leaves out unless it is asked for.
+pub const HIDDEN: &str = "include_spam=true&include_blocked=true&include_unauthenticated=true";
 pub const ADMIN_KEY: &str = "gp_test_admin_key_0123456789abcdefghijklmnopqrstuvwxyz";
 
 /// A server that is being described.
@@ -254,8 +256,7 @@ impl TestServer {
     pub async fn message(&self, inbox: &str, subject: &str) -> serde_json::Value {
         let path = format!("/v0/inboxes/{}/messages", path_escape(inbox));
         let item = eventually(&format!("a message {subject:?} in {inbox}"), async || {
-            let all =
-                self.api.all(&format!("{path}?include_spam=true&include_blocked=true"), "messages").await;
+            let all = self.api.all(&format!("{path}?{HIDDEN}"), "messages").await;
             all.into_iter().find(|m| m["subject"] == subject)
         })
         .await;
