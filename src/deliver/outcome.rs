@@ -98,7 +98,7 @@ impl Outcome {
 /// Whether a status says that the address itself is no good: no such mailbox (5.1.1), bad syntax or gone (5.1.3,
 /// 5.1.6), a domain that takes no mail (5.1.10), disabled (5.2.1). mox suppresses on 5.1.2 and 5.7.1 too: 5.1.2
 /// is what a resolver's bad day looks like, and 5.7.1 is about us, so neither is taken here.
-pub(crate) fn is_dead_address(status: &str) -> bool {
+fn is_dead_address(status: &str) -> bool {
     ["5.1.1", "5.1.3", "5.1.6", "5.1.10", "5.2.1"].contains(&status)
 }
 

@@ -289,7 +289,7 @@ pub async fn receive(
     let mut incoming = incoming(floor, structure, verdict, envelope.mail_from, &stamped);
     (incoming.octets, incoming.spoof) = (octets, spoof);
     if recipients.iter().any(|recipient| recipient.answers.is_some()) {
-        incoming.reports = returned::failures(&stamped, &incoming.structure);
+        incoming.reports = returned::reports(&stamped, &incoming.structure);
     }
     if recipients.iter().any(takes_reports) {
         incoming.domain_report = reports::read_in_time(stamped.to_vec(), &incoming.structure, &id).await;

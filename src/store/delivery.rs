@@ -408,7 +408,7 @@ pub async fn delivered_locally(tx: &mut Tx, delivery: &Delivery) -> Result<bool,
     Ok(changed == 1)
 }
 
-/// A recipient that a remote gave up on after it had taken the message, as its report says it.
+/// What a report says of a recipient whose message a remote had taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Returned {
     /// `Address::key()` of the final and of the original recipient, where they are given.
@@ -417,12 +417,21 @@ pub struct Returned {
     pub status: String,
     /// The remote's words, printable.
     pub text: String,
-    /// The address itself is no good, so it must not be written to again.
-    pub dead_address: bool,
+    pub what: Told,
 }
 
-/// A remote that took a message gave up on it later and said so by the message's return path: the delivery
-/// failed after all. Only a recipient of that message can be named, and only once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It was not delivered after all.
+    Failed,
+    /// And the address itself is no good, so it must not be written to again.
+    DeadAddress,
+    /// It was delivered, and the recipient wants no more of it.
+    Complained,
+}
+
+/// A remote that took a message said by the message's return path what became of it: the delivery failed after
+/// all, or its recipient complains. Only a recipient of that message can be named, and only once.
 pub(crate) async fn returned(
     tx: &mut Tx,
     inbox: InboxKey,
@@ -437,6 +446,14 @@ pub(crate) async fn returned(
     let Some(row) = found.filter(|row| row.state == "delivered" && row.route == Route::Relay) else {
         return Ok(());
     };
+    let (source, words) = (row.id(), Some(report.text.as_str()));
+    if report.what == Told::Complained {
+        let Some(address) = key(row) else { return Ok(()) };
+        if super::suppression::add(tx, inbox.pod, &address, "complaint", &source, words).await? {
+            announce(tx, row, "message.complained", None, words, None).await?;
+        }
+        return Ok(());
+    }
     tx.execute(
         "UPDATE delivery SET state = 'failed', last_status = $4, last_reply = $5, updated_at = $6
          WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'delivered'",
@@ -450,10 +467,9 @@ pub(crate) async fn returned(
         ],
     )
     .await?;
-    announce(tx, row, "message.bounced", Some(&report.status), Some(&report.text), None).await?;
-    if let (true, Some(address)) = (report.dead_address, key(row)) {
-        let (source, detail) = (row.id(), Some(report.text.as_str()));
-        super::suppression::add(tx, inbox.pod, &address, "bounce", &source, detail).await?;
+    announce(tx, row, "message.bounced", Some(&report.status), words, None).await?;
+    if let (Told::DeadAddress, Some(address)) = (report.what, key(row)) {
+        super::suppression::add(tx, inbox.pod, &address, "bounce", &source, words).await?;
     }
     Ok(())
 }

@@ -1,15 +1,36 @@
 //! A bounce that comes back by mail, read: which recipients it speaks of, what became of them, and why.
 //!
-//! Pure, bounded, and believed by nobody but those who know the return path it came by: anybody can write a
-//! message that looks like a bounce.
+//! Pure, bounded, linear, and believed by nobody but those who know the return path it came by: anybody can
+//! write a message that looks like a bounce. Fields are read where there are any (`fields`), prose where there are
+//! none (`prose`); `reason` weighs what was said, by the phrases in `phrases`.
 //!
-//! RFC 3464 §2 (per-recipient fields), RFC 6533 (addresses that are not ASCII).
+//! An answer of a person or a vacation program is no bounce, whoever it quotes.
+//!
+//! RFC 3464 (delivery status), RFC 6533 (addresses that are not ASCII), RFC 5965 (complaints), RFC 3463 (codes).
+
+mod candidate;
+mod complaint;
+mod fields;
+mod notice;
+mod notification;
+mod phrases;
+mod prose;
+mod reason;
+#[cfg(test)]
+mod score_tests;
+#[cfg(test)]
+mod tests;
 
 use crate::address::Address;
-use crate::screen::{self, structure::Structure};
+use crate::screen::structure::Structure;
+
+pub use reason::Reason;
 
 /// Recipients read from one report: as many as one transaction can have.
 const MAX_RECIPIENTS: usize = 100;
+/// With more of them the prose is not searched for each: long lists of recipients say why in their fields.
+const MAX_SEARCHED_FOR: usize = 20;
+/// Characters of the words that are kept for one recipient.
 const MAX_TEXT: usize = 900;
 
 /// What a report says, as a whole: the worst of what it says about its recipients.
@@ -21,18 +42,18 @@ pub enum BounceKind {
     Delay,
     /// Delivered, relayed or expanded: a receipt.
     Delivered,
-    /// A recipient called it spam, RFC 5965.
+    /// A recipient called it spam or wants no more of it (RFC 5965), or it failed authentication (RFC 6591).
     Complaint,
 }
 
-/// How long the failure will last.
+/// How long the trouble will last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BounceClass {
-    /// The address or its host does not exist, or has moved.
+    /// The address or its host does not exist, takes no mail, or has moved.
     Hard,
-    /// Anything else that failed: another day or another message may pass.
+    /// Anything else that stood in the way: another day or another message may pass.
     Soft,
-    /// No failure: a delay, a receipt, a complaint.
+    /// No trouble with the delivery: a receipt, a complaint.
     Other,
 }
 
@@ -40,7 +61,10 @@ pub enum BounceClass {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bounce {
     pub kind: BounceKind,
+    /// Never empty.
     pub recipients: Vec<BouncedRecipient>,
+    /// Of a complaint, `Feedback-Type`: `abuse`, `opt-out`, `not-spam`, `auth-failure`, …
+    pub feedback: Option<String>,
 }
 
 /// One recipient of the message that came back.
@@ -50,109 +74,67 @@ pub struct BouncedRecipient {
     pub address: Option<String>,
     /// The address as the sender wrote it, where the report gives it.
     pub original: Option<String>,
+    /// What became of it for this recipient.
+    pub kind: BounceKind,
     pub class: BounceClass,
+    pub reason: Reason,
     /// Enhanced status code, RFC 3463, where the report gives one.
     pub status: Option<String>,
+    /// The code of the SMTP reply, where the report gives one.
+    pub code: Option<u16>,
     /// The remote's words, one printable line.
     pub text: String,
 }
 
 /// What a message reports about mail that was sent before; `None` for any other message.
 pub fn read(raw: &[u8], structure: &Structure) -> Option<Bounce> {
-    let at = structure.parts.iter().position(|part| part.content_type == "message/delivery-status")?;
-    let part = u32::try_from(at).ok()?;
-    let text = String::from_utf8_lossy(&screen::decode_part(raw, structure, part)).into_owned();
-    // RFC 3464 §2.1: groups of fields, divided by blank lines; the first group is about the whole message.
-    let unfolded = text.replace("\r\n", "\n").replace("\n ", " ").replace("\n\t", " ");
-    let groups = unfolded.split("\n\n").filter_map(recipient).take(MAX_RECIPIENTS);
-    let (kinds, recipients): (Vec<BounceKind>, Vec<BouncedRecipient>) = groups.unzip();
+    if let Some(complaint) = complaint::read(raw, structure) {
+        return Some(complaint);
+    }
+    let looks = candidate::looks(structure)?;
+    let notice = notice::read(raw, structure);
+    if let Some(notification) = notification::read(&notice) {
+        return Some(notification);
+    }
+    let mut recipients = fields::recipients(&notice);
+    if recipients.is_empty() {
+        recipients = prose::recipients(&notice, looks);
+    }
+    let kinds: Vec<BounceKind> = recipients.iter().map(|recipient| recipient.kind).collect();
     let worst = [BounceKind::Failure, BounceKind::Delay].into_iter().find(|kind| kinds.contains(kind));
     let kind = worst.or(kinds.first().copied())?;
-    Some(Bounce { kind, recipients })
+    Some(Bounce { kind, recipients, feedback: None })
 }
 
-fn recipient(group: &str) -> Option<(BounceKind, BouncedRecipient)> {
-    let field = |name: &str| {
-        group.lines().find_map(|line| {
-            let (key, value) = line.split_once(':')?;
-            key.trim().eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
-        })
-    };
-    // RFC 3464 §2.3.3.
-    let kind = match field("Action")?.to_ascii_lowercase().as_str() {
-        "failed" => BounceKind::Failure,
-        "delayed" => BounceKind::Delay,
-        _ => BounceKind::Delivered,
-    };
-    let status = field("Status").unwrap_or_default();
-    let status = status.split_whitespace().next().filter(|s| is_status(s)).map(str::to_owned);
-    let dead = status.as_deref().is_some_and(|s| ["5.1.1", "5.1.3", "5.1.6", "5.1.10", "5.2.1"].contains(&s));
-    let class = match kind {
-        BounceKind::Failure if dead => BounceClass::Hard,
-        BounceKind::Failure => BounceClass::Soft,
-        _ => BounceClass::Other,
-    };
-    let words = field("Diagnostic-Code").unwrap_or_default();
-    let words = words.split_once(';').map_or(words.as_str(), |(_, words)| words).trim();
-    let printable = |c: char| if c.is_control() { ' ' } else { c };
-    let text = words.chars().map(printable).take(MAX_TEXT).collect();
-    let address_in = |name: &str| address(&field(name)?);
-    let (address, original) = (address_in("Final-Recipient"), address_in("Original-Recipient"));
-    Some((kind, BouncedRecipient { address, original, class, status, text }))
-}
-
-/// `rfc822; bob@remote.example`, in the form that addresses are compared in.
+/// The first address in a text that somebody typed: `rfc822; <bob@remote.example>`, in the form of `Address::key()`.
 fn address(typed: &str) -> Option<String> {
-    let text = typed.split_once(';').map_or(typed, |(_, address)| address).trim();
-    let text = text.trim_start_matches('<').trim_end_matches('>');
+    let (kind, text) = typed.split_once(';').unwrap_or(("", typed));
+    let text = text.trim();
+    let text = match text.split_once('<') {
+        Some((_, inner)) => inner.split('>').next().unwrap_or_default(),
+        None => text.split_whitespace().next().unwrap_or_default(),
+    };
+    // RFC 5321 Appendix C: a source route is to be ignored.
+    let text = if text.starts_with('@') { text.rsplit(':').next().unwrap_or_default() } else { text };
+    let text = text.trim_matches(|c: char| matches!(c, '"' | '\'' | '(' | ')' | ',' | ':' | ';'));
+    let text = match kind.trim().eq_ignore_ascii_case("utf-8") {
+        true => fields::utf8_address(text),
+        false => text.to_owned(),
+    };
     text.parse::<Address>().ok().map(|address| address.key())
 }
 
-fn is_status(text: &str) -> bool {
-    let parts: Vec<&str> = text.split('.').collect();
-    let number =
-        |part: &&str| !part.is_empty() && part.len() <= 3 && part.bytes().all(|b| b.is_ascii_digit());
-    parts.len() == 3 && matches!(parts.first(), Some(&"2" | &"4" | &"5")) && parts.iter().all(number)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn report(fields: &str) -> Option<Bounce> {
-        let raw = format!(
-            "From: <>\r\nMIME-Version: 1.0\r\nContent-Type: multipart/report; report-type=delivery-status; boundary=b\r\n\r\n\
-             --b\r\nContent-Type: text/plain\r\n\r\nSorry.\r\n--b\r\nContent-Type: message/delivery-status\r\n\r\n\
-             Reporting-MTA: dns; mx.remote.example\r\n\r\n{fields}\r\n--b--\r\n"
-        );
-        read(raw.as_bytes(), &screen::structure(raw.as_bytes()))
+/// A stranger's words as they are kept: one line, printable, bounded.
+fn line(words: &str) -> String {
+    let mut line = String::new();
+    for word in words.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+        if line.len() > MAX_TEXT * 4 {
+            break;
+        }
     }
-
-    #[test]
-    fn failures_are_read_and_delays_are_none() {
-        let read = report(
-            "Final-Recipient: rfc822; Bob@Remote.example\r\nAction: failed\r\nStatus: 5.1.1\r\n\
-             Diagnostic-Code: smtp; 550 5.1.1\r\n no such user\r\n\r\n\
-             Original-Recipient: rfc822;<eve@remote.example>\r\nAction: Failed\r\n\r\n\
-             Final-Recipient: rfc822; late@remote.example\r\nAction: delayed\r\nStatus: 4.4.1\r\n",
-        )
-        .unwrap();
-        assert_eq!(read.kind, BounceKind::Failure);
-        let [bob, eve, late] = read.recipients.as_slice() else { panic!("{read:?}") };
-        assert_eq!(bob.address.as_deref(), Some("bob@remote.example"));
-        assert_eq!((bob.status.as_deref(), bob.text.as_str()), (Some("5.1.1"), "550 5.1.1 no such user"));
-        assert_eq!(bob.class, BounceClass::Hard);
-        assert_eq!((eve.original.as_deref(), eve.class), (Some("eve@remote.example"), BounceClass::Soft));
-        assert_eq!(late.class, BounceClass::Other);
-    }
-
-    #[test]
-    fn nonsense_reports_nobody() {
-        assert_eq!(report("Final-Recipient: rfc822; bob@remote.example\r\n"), None);
-        assert_eq!(report(": : :\r\nAction\r\n\r\n\r\n\r\n"), None);
-        let odd = report("Final-Recipient: x400; /S=bob/\r\nAction: failed\r\nStatus: 9.9.9\r\n").unwrap();
-        assert_eq!((&odd.recipients[0].address, &odd.recipients[0].status), (&None, &None));
-        let plain = b"Subject: x\r\n\r\nAction: failed\r\n";
-        assert_eq!(read(plain, &screen::structure(plain)), None);
-    }
+    line.chars().take(MAX_TEXT).collect()
 }
