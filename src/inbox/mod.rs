@@ -17,11 +17,13 @@ mod subject;
 mod threading;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use crate::address::Address;
 use crate::clock::Millis;
+use crate::config::limits;
 use crate::deliver::return_path;
 use crate::envelope::{Envelope, Peer, ReversePath};
 use crate::floor::Floor;
@@ -46,7 +48,8 @@ pub(crate) use release::{Decision, decide};
 
 pub(crate) use subject::is_answer;
 
-/// Parsing more than this blocks a thread for long enough to move it off the async ones.
+/// Octets. Reading is linear in them: so much takes a millisecond or two at worst, which is less than waiting
+/// for another thread costs under load.
 const PARSE_INLINE: usize = 256 * 1024;
 
 /// A mailbox of ours that RCPT accepted.
@@ -285,7 +288,7 @@ pub async fn receive(
         return Err(refusal);
     }
     let stamped = stamp(floor, &envelope, &id, received_at, &verdict, raw)?;
-    let (stamped, structure) = read(stamped, &id).await?;
+    let (stamped, structure) = read(stamped, limits::MESSAGE_READ_TIME, &id).await?;
     let mut incoming = incoming(floor, structure, verdict, envelope.mail_from, &stamped);
     (incoming.octets, incoming.spoof) = (octets, spoof);
     if recipients.iter().any(|recipient| recipient.answers.is_some()) {
@@ -350,17 +353,26 @@ async fn spoof_of_ours(
     Ok(Some(spoof))
 }
 
-/// Reads a message, off the async threads where it is large.
-async fn read(raw: Octets, id: &str) -> Result<(Octets, Structure), Refusal> {
+/// Reads a message, off the async threads where it is large, and not for longer than `within`: what takes longer
+/// is stored as it came and marked, never lost.
+async fn read(raw: Octets, within: Duration, id: &str) -> Result<(Arc<Octets>, Structure), Refusal> {
+    let raw = Arc::new(raw);
     if raw.len() <= PARSE_INLINE {
         let structure = screen::structure(&raw);
         return Ok((raw, structure));
     }
-    let read = tokio::task::spawn_blocking(move || {
-        let structure = screen::structure(&raw);
-        (raw, structure)
+    let read = tokio::task::spawn_blocking({
+        let raw = Arc::clone(&raw);
+        move || screen::structure(&raw)
     });
-    read.await.map_err(|_| Refusal::ours(&StoreError::Closed, id))
+    match tokio::time::timeout(within, read).await {
+        Ok(read) => read.map(|read| (raw, read)).map_err(|_| Refusal::ours(&StoreError::Closed, id)),
+        Err(_) => {
+            tracing::warn!(id, octets = raw.len(), "reading a message took too long; it is stored unparsed");
+            let structure = screen::unread(&raw, "reading it took too long");
+            Ok((raw, structure))
+        }
+    }
 }
 
 impl Incoming {

@@ -372,3 +372,17 @@ async fn a_spoofed_copy_neither_mutes_a_thread_nor_reaches_its_worker() {
 async fn arrive_quarantined(test: &TestFloor, mail: Mail<'_>) -> Message {
     arrive_with(test, mail, AuthResult::Fail, DmarcPolicy::Quarantine).await
 }
+
+/// What takes too long to read is stored as it came and marked, never lost.
+#[tokio::test]
+async fn a_message_that_is_not_read_in_time_is_kept_unparsed() {
+    let body = "--b\r\n\r\nwords\r\n".repeat(400_000);
+    let raw =
+        format!("From: bob@stranger.example\r\nSubject: Slow\r\nContent-Type: text/plain\r\n\r\n{body}");
+    let (kept, structure) = read(raw.clone().into_bytes().into(), Duration::ZERO, "test").await.unwrap();
+    assert_eq!(&kept[..], raw.as_bytes());
+    assert!(structure.unparsed.is_some() && structure.parts.is_empty());
+    assert_eq!((structure.subject.as_deref(), structure.from.len()), (Some("Slow"), 1));
+    let (_, structure) = read(raw.into_bytes().into(), limits::MESSAGE_READ_TIME, "test").await.unwrap();
+    assert_eq!((structure.unparsed, structure.parts.len()), (None, 1));
+}

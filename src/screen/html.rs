@@ -53,6 +53,13 @@ pub(crate) fn to_text(html: &str) -> String {
     page.out
 }
 
+/// Text with its character references resolved.
+pub(crate) fn resolved(text: &str) -> String {
+    let mut page = Page { out: String::with_capacity(text.len()), space: false };
+    page.word(text);
+    page.out
+}
+
 struct Page {
     out: String,
     /// White space was seen since the last word.
@@ -162,7 +169,7 @@ impl Page {
 
 /// One past the `>` of a tag; quoted attribute values may hold one. A quote that does not close before the
 /// next `<` is taken for a slip of the pen: that keeps the whole walk linear.
-fn tag_end(tag: &str) -> usize {
+pub(crate) fn tag_end(tag: &str) -> usize {
     let mut quote = None;
     let mut first = None;
     for (at, octet) in tag.bytes().enumerate() {

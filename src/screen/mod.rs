@@ -22,7 +22,7 @@ mod words;
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use codes::Code;
+use codes::{Code, CodeKind};
 use kind::Kind;
 use structure::{Mailbox, Part, Structure};
 
@@ -60,7 +60,32 @@ pub struct Sender<'a> {
 pub fn meaning(raw: &[u8], structure: &Structure, sender: Sender<'_>) -> Meaning {
     let header = fields::header(raw);
     let kind = contain(|| kind::kind(raw, structure, &header, sender.null)).unwrap_or(Kind::Person);
-    Meaning { kind, codes: Vec::new() }
+    let codes = contain(|| codes_of(raw, structure, sender)).unwrap_or_default();
+    let told = codes.iter().any(|code| code.kind == CodeKind::Code && code.confidence > 0.8);
+    // Who sends a code to its reader adds the fields of a list all the same.
+    let kind = if kind == Kind::List && told { Kind::Notification } else { kind };
+    Meaning { kind, codes }
+}
+
+fn codes_of(raw: &[u8], structure: &Structure, sender: Sender<'_>) -> Vec<Code> {
+    let page = structure.html.map(|part| text_head(raw, structure, part, codes::PAGE_HEAD));
+    let first = structure.body.first().copied();
+    let is_page = first.is_some() && first == structure.html;
+    let text = match (&page, is_page) {
+        (Some(page), true) => {
+            html_to_text(page.get(..page.floor_char_boundary(codes::TEXT_HEAD)).unwrap_or(page))
+        }
+        _ => first.map(|part| text_head(raw, structure, part, codes::TEXT_HEAD)).unwrap_or_default(),
+    };
+    // As the API serves it.
+    let text = if text.contains('\r') { text.replace("\r\n", "\n") } else { text };
+    codes::codes(codes::Texts {
+        subject: structure.subject.as_deref().unwrap_or_default(),
+        text: &text,
+        page: page.as_deref(),
+        is_page,
+        sender: sender.domain,
+    })
 }
 
 /// Every address of every From field, before anything else is known of the message.
@@ -187,23 +212,33 @@ fn readable_text(raw: &[u8], structure: &Structure, index: u32, limit: usize) ->
     }
 }
 
-fn read(raw: &[u8]) -> Structure {
-    let header = fields::header(raw);
-    let mut structure = Structure {
-        message_id: words::message_id(&header),
-        in_reply_to: words::in_reply_to(&header),
-        references: words::message_ids(&header, "References"),
+/// What the header alone says of a message that is not to be read further.
+pub(crate) fn unread(raw: &[u8], why: &str) -> Structure {
+    let heading = contain(|| heading(&fields::header(raw))).unwrap_or_default();
+    Structure { unparsed: Some(why.to_owned()), ..heading }
+}
+
+fn heading(header: &fields::Header<'_>) -> Structure {
+    Structure {
+        message_id: words::message_id(header),
+        in_reply_to: words::in_reply_to(header),
+        references: words::message_ids(header, "References"),
         date: header.first("Date").and_then(words::date),
-        from: words::mailboxes(&header, "From"),
-        sender: words::mailboxes(&header, "Sender"),
-        reply_to: words::mailboxes(&header, "Reply-To"),
-        to: words::mailboxes(&header, "To"),
-        cc: words::mailboxes(&header, "Cc"),
-        bcc: words::mailboxes(&header, "Bcc"),
+        from: words::mailboxes(header, "From"),
+        sender: words::mailboxes(header, "Sender"),
+        reply_to: words::mailboxes(header, "Reply-To"),
+        to: words::mailboxes(header, "To"),
+        cc: words::mailboxes(header, "Cc"),
+        bcc: words::mailboxes(header, "Bcc"),
         subject: header.first("Subject").and_then(words::text),
         body_at: header.body_at as u64,
         ..Structure::default()
-    };
+    }
+}
+
+fn read(raw: &[u8]) -> Structure {
+    let header = fields::header(raw);
+    let mut structure = heading(&header);
     if let Some(excess) = header.excess {
         structure.unparsed = Some(excess.to_string());
         return structure;

@@ -124,3 +124,59 @@ fn replies_are_cut_where_others_cut() {
     println!("replies: {same} of {all}: {scores:?}");
     assert!(same * 100 >= all * 95, "{same} of {all}");
 }
+
+/// Every inline case as a text, as a page, and as a subject.
+#[test]
+fn verification_codes_and_links() {
+    let Some(folder) = corpora("verification codes") else { return };
+    let (mut right, mut all) = (0, 0);
+    let mut links = (0, 0);
+    for case in cases(&folder, "otp") {
+        let says = &case["expected"];
+        let messages: Vec<Vec<u8>> = match (case["file"].as_str(), case["text"].as_str()) {
+            (Some(file), _) => vec![std::fs::read(folder.join("otp").join(file)).unwrap()],
+            (None, Some(text)) => {
+                let one_line = text.replace('\n', " ");
+                let page = if text.contains("</") { text.to_owned() } else { text.replace('\n', "<br>") };
+                [
+                    format!("Content-Type: text/plain; charset=utf-8\n\n{text}\n"),
+                    format!(
+                        "Content-Type: text/html; charset=utf-8\n\n<html><body><p>{page}</p></body></html>\n"
+                    ),
+                    format!("Subject: {one_line}\n\nHello.\n"),
+                ]
+                .map(String::into_bytes)
+                .to_vec()
+            }
+            (None, None) => continue,
+        };
+        let in_subject = messages.len().saturating_sub(1);
+        for (form, raw) in messages.iter().enumerate() {
+            let codes = meaning_of(&crlf(raw)).codes;
+            let got: Vec<&str> = codes
+                .iter()
+                .filter(|code| code.kind == CodeKind::Code)
+                .map(|code| code.value.as_str())
+                .collect();
+            let want: Vec<&str> = says["code"].as_str().into_iter().collect();
+            all += 1;
+            right += usize::from(got == want);
+            if got != want {
+                show(|| format!("{} {} form {form}: want {want:?}, got {codes:?}", case["id"], case["file"]));
+            }
+            // A subject has no links to click.
+            if let (Some(want), true) = (says.get("link"), form < in_subject) {
+                let got =
+                    codes.iter().find(|code| code.kind == CodeKind::Link).map(|code| code.value.as_str());
+                links.1 += 1;
+                links.0 += usize::from(got == want.as_str());
+                if got != want.as_str() {
+                    show(|| format!("{} form {form}: want {want}, got {codes:?}", case["id"]));
+                }
+            }
+        }
+    }
+    println!("codes: {right} of {all}; links: {} of {}", links.0, links.1);
+    assert!(right * 100 >= all * 93, "{right} of {all}");
+    assert!(links.0 * 100 >= links.1 * 93, "{links:?}");
+}

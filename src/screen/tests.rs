@@ -129,6 +129,52 @@ fn floods_are_unparsed_and_cheap() {
     }
 }
 
+/// RFC 2046 §5.2.1 forbids it and some programs do it: one attachment, whose octets are the message.
+#[test]
+fn an_encoded_message_stays_one_attachment() {
+    let raw = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nsee below\r\n--b\r\nContent-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\nU3ViamVjdDogaW5uZXINCg0KaW5uZXIgdGV4dA==\r\n--b--\r\n";
+    let read = structure(raw);
+    assert_eq!(types(&read), ["multipart/mixed", "text/plain", "message/rfc822"]);
+    assert!(read.parts[2].attachment);
+    assert_eq!(decode_part(raw, &read, 2), b"Subject: inner\r\n\r\ninner text");
+    assert_eq!(body_text(raw, &read), "see below");
+}
+
+/// Words and charsets that grow when they are decoded, and a header made of nothing else, grow by a factor.
+#[test]
+fn encoded_words_and_charsets_are_no_bombs() {
+    for word in [
+        "=?iso-2022-jp?B?GyRCJCIkJBsoQg==?= ",
+        "=?utf-7?Q?+AGEAYg-?= ",
+        "=?x?Q?=00=0D=0A?= ",
+        "=?utf-8?Q?",
+        "=?",
+        "\"",
+        "(",
+        "<",
+        ", ",
+        "a@b, ",
+    ] {
+        let words = word.repeat(200 * 1024 / word.len());
+        let folded =
+            words.as_bytes().chunks(70).map(String::from_utf8_lossy).collect::<Vec<_>>().join("\r\n ");
+        for name in ["Subject", "From", "To", "References", "Content-Type", "Date"] {
+            let raw = format!("{name}: {folded}\r\n\r\nwords\r\n");
+            let read = structure(raw.as_bytes());
+            assert_eq!((read.unparsed, read.parts.len()), (None, 1), "{name}: {word}");
+            assert!(read.subject.is_none_or(|subject| subject.len() <= 4 * raw.len()));
+        }
+    }
+    for charset in ["utf-7", "iso-2022-jp", "utf-16", "gb18030", "no-such-charset"] {
+        let raw = format!(
+            "Content-Type: text/plain; charset={charset}\r\n\r\n{}",
+            "+AGEAYg-\u{1b}$B$\"".repeat(50_000)
+        );
+        let text = body_text(raw.as_bytes(), &structure(raw.as_bytes()));
+        assert!(text.len() <= 4 * raw.len(), "{charset}");
+    }
+}
+
 #[test]
 fn html_alone_is_read_as_text() {
     let raw = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nContent-Type: text/html\r\n\r\n<div>Your code</div><div>123456</div>\r\n--b\r\n\r\nlist footer\r\n--b--\r\n";

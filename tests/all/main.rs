@@ -21,6 +21,7 @@ mod hostile;
 mod house;
 mod limits;
 mod out;
+mod reading;
 mod reports;
 mod road;
 mod sdk;
