@@ -94,10 +94,9 @@ impl Question<'_> {
         dkim.extend(signatures.refused);
         let left = started + DEADLINE;
         let evidence = Evidence { spf: &spf, dkim: &dkim };
-        let (dmarc, chain) = tokio::join!(
-            timeout_at(left, self.dmarc(&lookups, policies, &evidence)),
-            timeout_at(left, arc::check(&lookups, &message, self.now)),
-        );
+        // One after the other, since they share what lookups are left.
+        let dmarc = timeout_at(left, self.dmarc(&lookups, policies, &evidence)).await;
+        let chain = timeout_at(left, arc::check(&lookups, &message, self.now)).await;
         let author = || authors.first().cloned().unwrap_or_default();
         let (mut dmarc, policies) =
             dmarc.unwrap_or_else(|_| (Dmarc::temporary(author(), LATE), Policies::default()));

@@ -366,7 +366,7 @@ fn is_or_below(name: &str, domain: &str) -> bool {
 
 /// Whether the first `bits` are the same; never across families.
 fn within(ip: IpAddr, network: IpAddr, bits: u8) -> bool {
-    let shift = |width: u32| width.checked_sub(u32::from(bits)).unwrap_or(0);
+    let shift = |width: u32| width.saturating_sub(u32::from(bits));
     match (ip, network) {
         (IpAddr::V4(a), IpAddr::V4(b)) => {
             (a.to_bits() ^ b.to_bits()).checked_shr(shift(32)).unwrap_or(0) == 0

@@ -212,4 +212,16 @@ mod tests {
         }
         assert!(!is_spf("v=spf10") && !is_spf("v=spf") && !is_spf(" v=spf1"));
     }
+
+    proptest::proptest! {
+        /// What a zone holds is a stranger's text.
+        #[test]
+        fn no_record_is_too_odd(terms in "[ -~é\0]{0,40}", macros in "(%|[{}a-zA-Z0-9.+/,_=-]|é){0,20}") {
+            let _ = Record::parse(&format!("v=spf1 {terms}"));
+            if let Ok(text) = MacroString::explanation(&macros) {
+                text.expand(|letter| letter.to_string().repeat(3));
+            }
+            let _ = Record::parse(&format!("v=spf1 exists:{macros} a:{macros}/1 redirect={macros}"));
+        }
+    }
 }

@@ -85,3 +85,28 @@ async fn rsa_sha1_costs_no_lookup() {
     assert_eq!(seen.dkim[0].result, AuthResult::Policy, "{seen:?}");
     assert_eq!((seen.dkim[0].domain.as_str(), seen.dmarc.result), ("sender.example", AuthResult::Fail));
 }
+
+proptest::proptest! {
+    /// A header field is a stranger's text.
+    #[test]
+    fn no_field_is_too_odd(
+        tags in "([a-z]{1,2}[ \t]{0,2}=|;|[ -~é]){0,30}",
+        value in "(i=1|a=rsa-sha256|b=AAAA|bh=AAAA|d=a.example|s=s|cv=none|h=from|v=1|l=1|; ?|[ -~é]){0,12}",
+    ) {
+        let raw = format!(
+            "DKIM-Signature: {value}{tags}\r\nARC-Seal: {value}\r\nARC-Message-Signature: {tags}{value}\r\n\
+             ARC-Authentication-Results: i=1; {value}\r\nDKIM-Signature:{tags}\r\n\r\n"
+        );
+        let message = signed::Message::new(raw.as_bytes());
+        let read = dkim::read(&message, &["a.example".to_owned()], NOW);
+        proptest::prop_assert_eq!(read.candidates.len() + read.refused.len(), 2);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let dns = Resolver::new(&["127.0.0.1:1".parse().unwrap()]).unwrap();
+            let lookups = Lookups::new(&dns);
+            // A share of nothing: no key is asked for.
+            let chain = arc::check(&lookups.share(0), &message, NOW).await;
+            assert_ne!(chain.record.result, AuthResult::Pass);
+        });
+    }
+}
