@@ -3,12 +3,16 @@
 //! The domain is kept as lower-case A-labels (IDNA, UTS #46), so that `ada@münchen.example` and
 //! `ada@xn--mnchen-3ya.example` are one address everywhere behind the edge. The local part keeps its
 //! spelling, because only its owner may say what case means (RFC 5321 §2.4); our own inboxes compare it
-//! in lower case, which is what `key()` gives.
+//! in lower case, which is what `key()` gives. Its characters are composed (NFC) and its quotes gone where it
+//! needs none.
 //!
 //! RFC 5321 §4.1.2 (Mailbox), RFC 6531 §3.3 (UTF-8 local parts), RFC 5891 (A-labels).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+
+use icu_normalizer::ComposingNormalizerBorrowed;
 
 /// Octets in a local part: RFC 5321 §4.5.3.1.1.
 const MAX_LOCAL_PART: usize = 64;
@@ -39,7 +43,7 @@ impl Address {
         Address { local: "nobody".to_owned(), domain: "invalid".to_owned() }
     }
 
-    /// The part before the @, as written (a quoted string keeps its quotes).
+    /// The part before the @, in quotes only where it needs them.
     pub fn local(&self) -> &str {
         &self.local
     }
@@ -51,7 +55,12 @@ impl Address {
 
     /// The form in which two addresses are the same inbox: everything in lower case.
     pub fn key(&self) -> String {
-        format!("{}@{}", self.local.to_lowercase(), self.domain)
+        if self.local.is_ascii() {
+            return format!("{}@{}", self.local.to_ascii_lowercase(), self.domain);
+        }
+        // A lower-case letter may be another sequence than its capital, so composing comes last.
+        let lower = self.local.to_lowercase();
+        format!("{}@{}", ComposingNormalizerBorrowed::new_nfc().normalize(&lower), self.domain)
     }
 
     /// `user+tag@` without its tag, where there is one: `ada+news@x` gives `ada@x`.
@@ -125,13 +134,35 @@ fn check_local(local: &str) -> Result<(), AddressError> {
         }
         return Ok(());
     }
+    if is_dot_string(local) { Ok(()) } else { Err(AddressError::LocalPart) }
+}
+
+fn is_dot_string(local: &str) -> bool {
     let atext = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(c) || !c.is_ascii();
     let plain = |c: char| atext(c) && !c.is_control() && !c.is_whitespace();
-    if local.split('.').all(|atom| !atom.is_empty() && atom.chars().all(plain)) {
-        Ok(())
+    local.split('.').all(|atom| !atom.is_empty() && atom.chars().all(plain))
+}
+
+/// The local part in one form. RFC 6532 §3.1 and RFC 6530 §10.1: NFC, since the same name typed on two
+/// keyboards may come in two forms. RFC 5321 §4.1.2: a quoted string that needs no quotes is what is in it.
+fn normalize_local(local: &str) -> String {
+    let composed = if local.is_ascii() {
+        Cow::Borrowed(local)
     } else {
-        Err(AddressError::LocalPart)
+        ComposingNormalizerBorrowed::new_nfc().normalize(local)
+    };
+    let Some(inner) = composed.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+        return composed.into_owned();
+    };
+    let (mut bare, mut chars) = (String::with_capacity(inner.len()), inner.chars());
+    while let Some(c) = chars.next() {
+        bare.extend(if c == '\\' { chars.next() } else { Some(c) });
     }
+    if is_dot_string(&bare) {
+        return bare;
+    }
+    let escaped = bare.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{escaped}\"")
 }
 
 impl FromStr for Address {
@@ -140,7 +171,12 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let (local, domain) = text.rsplit_once('@').ok_or(AddressError::NoAt)?;
         check_local(local)?;
-        Ok(Address { local: local.to_owned(), domain: normalize_domain(domain)? })
+        let local = normalize_local(local);
+        // What is composed is shorter, but nobody promises that.
+        if local.len() > MAX_LOCAL_PART {
+            return Err(AddressError::LocalPart);
+        }
+        Ok(Address { local, domain: normalize_domain(domain)? })
     }
 }
 
@@ -172,6 +208,22 @@ mod tests {
         let a: Address = "Ada@xn--mnchen-3ya.example.".parse().unwrap();
         assert_eq!(u, a);
         assert_eq!(u.key(), "ada@xn--mnchen-3ya.example");
+    }
+
+    /// The same name in two forms is one inbox: composed or not, quoted or not.
+    #[test]
+    fn one_form_for_a_local_part() {
+        let forms = ["åsa@x.example", "a\u{30a}sa@x.example", "\"åsa\"@x.example", "\u{212b}sa@x.example"];
+        for form in forms {
+            let address: Address = form.parse().unwrap();
+            assert_eq!(address.key(), "åsa@x.example", "{form}");
+        }
+        let quoted = |text: &str| text.parse::<Address>().unwrap().to_string();
+        assert_eq!(quoted("\"ada.b\"@x.example"), "ada.b@x.example");
+        assert_eq!(quoted("\"a\\d\\a\"@x.example"), "ada@x.example");
+        assert_eq!(quoted("\"ada lo\\ve\"@x.example"), "\"ada love\"@x.example");
+        assert_eq!(quoted("\"a\\\"b\\\\\"@x.example"), "\"a\\\"b\\\\\"@x.example");
+        assert_eq!(quoted("\".a\"@x.example"), "\".a\"@x.example");
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::dns::{DnsError, Resolver};
 use crate::floor::Floor;
 use crate::inbox;
 use crate::secrets::{Secrets, SecretsError};
-use crate::smtp::Guard;
+use crate::smtp::{Entrance, Guard};
 use crate::spool::Spool;
 use crate::store::body::BodyStore;
 use crate::store::{Store, StoreError, dkim_key};
@@ -171,9 +171,10 @@ impl Server {
         Signers::load(&floor.store, &floor.secrets, &floor.config.domains).await?;
         inbox::ensure_operator_inboxes(&floor).await.map_err(ServerError::OperatorInboxes)?;
         let smtp = bind("smtp.listen", &floor.config.smtp.listen).await?;
+        let smtp_tls = bind("smtp.listen_tls", &floor.config.smtp.listen_tls).await?;
         let http = bind("http.listen", &floor.config.http.listen).await?;
         let mut server = Server {
-            ready: Ready { smtp: addresses(&smtp), http: addresses(&http) },
+            ready: Ready { smtp: addresses(smtp.iter().chain(&smtp_tls)), http: addresses(&http) },
             shutdown: CancellationToken::new(),
             tasks: JoinSet::new(),
             floor,
@@ -181,10 +182,11 @@ impl Server {
         };
         server.start_workers();
         let guard = Guard::open(&server.floor);
-        for listener in smtp {
+        let clear = smtp.into_iter().map(|listener| (Entrance::Clear, listener));
+        for (entrance, listener) in clear.chain(smtp_tls.into_iter().map(|l| (Entrance::Tls, l))) {
             let (floor, shutdown) = server.for_task();
             let guard = Arc::clone(&guard);
-            server.spawn("SMTP listener", crate::smtp::serve(floor, guard, listener, shutdown));
+            server.spawn("SMTP listener", crate::smtp::serve(floor, guard, entrance, listener, shutdown));
         }
         for listener in http {
             let (floor, shutdown) = server.for_task();
@@ -306,6 +308,6 @@ async fn has_ipv6() -> bool {
     TcpListener::bind((std::net::Ipv6Addr::LOCALHOST, 0)).await.is_ok()
 }
 
-fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
-    listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+fn addresses<'l>(listeners: impl IntoIterator<Item = &'l TcpListener>) -> Vec<SocketAddr> {
+    listeners.into_iter().filter_map(|listener| listener.local_addr().ok()).collect()
 }

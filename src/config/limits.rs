@@ -112,10 +112,21 @@ pub(crate) const SMTP_DATA_BUDGET: usize = 256 * 1024 * 1024;
 /// while they are stamped; at least four times the largest message that the operator allows.
 pub(crate) const SMTP_SPOOL_BUDGET: usize = 4 * 1024 * 1024 * 1024;
 
-/// Octets of a command line with its CRLF. RFC 5321 §4.5.3.1.4 says 512, plus what extensions add: SIZE 26
-/// (RFC 1870 §3), BODY 17 (RFC 6152 §2), SMTPUTF8 10 (RFC 6531 §3.1), and as much again for those that a
+/// Octets of a PROXY protocol header. Addresses take at most 232 (UNIX sockets), what proxies add about a
+/// client's TLS a few hundred.
+pub(crate) const SMTP_PROXY_HEADER: usize = 4096;
+
+/// How long a proxy may take to say who calls; it knows before it connects.
+pub(crate) const SMTP_PROXY_TIME: Duration = Duration::from_secs(10);
+
+/// Octets of a command line with its CRLF. RFC 5321 §4.5.3.1.4 says 512, plus what extensions add: to RCPT
+/// ORCPT and NOTIFY 528 (RFC 3461 §4), to MAIL less than half of that; and as much again for those that a
 /// client tries without being offered them, so that it hears 555 and not 500.
-pub(crate) const SMTP_COMMAND_LINE: usize = 1024;
+pub(crate) const SMTP_COMMAND_LINE: usize = 1536;
+
+/// How many times the size limit is read and dropped of a message that is over it, so that the client hears
+/// why; then the connection ends.
+pub(crate) const SMTP_DRAINED: u64 = 4;
 
 /// Octets after which we stop looking for the end of a line and hang up.
 pub(crate) const SMTP_LONGEST_LINE: usize = 4096;

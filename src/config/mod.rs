@@ -69,6 +69,10 @@ pub struct SecretsConfig {
 #[derive(Debug, Clone)]
 pub struct Smtp {
     pub listen: Vec<SocketAddr>,
+    /// TLS from the first octet.
+    pub listen_tls: Vec<SocketAddr>,
+    /// Who must begin with a PROXY protocol header, and is believed.
+    pub proxy_from: Vec<Network>,
     /// Octets, RFC 1870.
     pub max_message_size: u64,
     pub guard: Guard,
@@ -245,6 +249,8 @@ impl Config {
             },
             smtp: Smtp {
                 listen: s.take("smtp.listen", values::listen, || any_interface(25)),
+                listen_tls: s.take("smtp.listen_tls", values::listen, Vec::new),
+                proxy_from: s.take("smtp.proxy_from", values::networks, Vec::new),
                 max_message_size: s
                     .take("smtp.max_message_size", message_size, || limits::DEFAULT_MAX_MESSAGE_SIZE),
                 guard: guard::take(s),
@@ -380,6 +386,7 @@ fn take_tls(s: &mut Settings) -> Option<TlsFiles> {
 fn check_listeners(config: &Config, s: &mut Settings) {
     let sections = [
         ("smtp.listen", &config.smtp.listen),
+        ("smtp.listen_tls", &config.smtp.listen_tls),
         ("submission.listen", &config.submission.listen),
         ("submission.listen_tls", &config.submission.listen_tls),
         ("imap.listen", &config.imap.listen),

@@ -17,6 +17,12 @@ pub struct Network {
 }
 
 impl Network {
+    /// One of a list in the configuration.
+    #[cfg(test)]
+    pub(crate) fn parse(text: &str) -> Result<Network, String> {
+        network(text)
+    }
+
     pub fn contains(&self, ip: IpAddr) -> bool {
         // A dual-stack listener reports IPv4 peers as ::ffff:192.0.2.1.
         match (self.address, ip.to_canonical()) {

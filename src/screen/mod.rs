@@ -185,7 +185,9 @@ fn text_head(raw: &[u8], structure: &Structure, part: u32, limit: usize) -> Stri
     let body = raw.get(start..end.min(start.saturating_add(limit.saturating_mul(3)))).unwrap_or_default();
     let mut octets = decode::transfer(body, part.encoding);
     if octets.len() > limit {
-        octets.to_mut().truncate(limit);
+        // At the end of a line where there is one: half a character would make another charset of the text.
+        let line = octets.get(..limit).and_then(|head| head.iter().rposition(|&octet| octet == b'\n'));
+        octets.to_mut().truncate(line.unwrap_or(limit));
     }
     contain(|| decode::charset(&octets, part.charset.as_deref())).unwrap_or_default()
 }
@@ -200,9 +202,12 @@ fn part_octets<'a, 's>(
     Some((decode::transfer(body, part.encoding), part))
 }
 
-/// The text of a part; of HTML, what the first `limit` octets show.
+/// The text of a part, or of about its first `limit` octets; of HTML, what they show.
 fn readable_text(raw: &[u8], structure: &Structure, index: u32, limit: usize) -> String {
-    let text = decode_text(raw, structure, index);
+    let text = match limit {
+        usize::MAX => decode_text(raw, structure, index),
+        limit => text_head(raw, structure, index, limit),
+    };
     match structure.parts.get(index as usize) {
         Some(part) if part.content_type == "text/html" => {
             let end = text.floor_char_boundary(limit);

@@ -5,10 +5,11 @@
 //! where real senders are sloppy and nothing is at stake: white space around a path and at the end of a
 //! line, paths without angle brackets, source routes (dropped, RFC 5321 §4.1.1.3 and appendix C).
 //!
-//! RFC 5321 §4.1.1 and §4.1.2, RFC 1870 (SIZE), RFC 6152 (8BITMIME), RFC 6531 (SMTPUTF8), RFC 3207.
+//! RFC 5321 §4.1.1 and §4.1.2, RFC 3030 (BDAT), RFC 3207 (STARTTLS); parameters are `parameter.rs`.
 
 use crate::address::Address;
-use crate::envelope::ReversePath;
+use crate::envelope::{DsnRecipient, ReversePath};
+use crate::smtp::parameter::{self, MailParameters};
 use crate::smtp::reply::Reply;
 
 /// Octets in the name that a client gives itself: a domain, RFC 5321 §4.5.3.1.2.
@@ -20,7 +21,7 @@ pub(crate) enum Command {
     Ehlo(String),
     Helo(String),
     Mail(Mail),
-    Rcpt(ForwardPath),
+    Rcpt(ForwardPath, DsnRecipient),
     Data,
     Rset,
     Noop,
@@ -30,18 +31,18 @@ pub(crate) enum Command {
     StartTls,
     /// Known to SMTP and its extensions, not offered here.
     NotOffered(&'static str),
-    /// BDAT, which raw octets follow that are no commands: nothing after it may be read as one.
-    Bdat,
+    /// BDAT, and so many octets follow that are no commands (RFC 3030 §2).
+    Bdat {
+        size: u64,
+        last: bool,
+    },
 }
 
 /// MAIL FROM with the parameters that we announce.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mail {
     pub(crate) from: ReversePath,
-    /// What the client says the message will measure (RFC 1870 §6); a number too large for 64 bits is the
-    /// largest one.
-    pub(crate) size: Option<u64>,
-    pub(crate) smtputf8: bool,
+    pub(crate) parameters: MailParameters,
 }
 
 /// RCPT TO.
@@ -65,10 +66,13 @@ pub(crate) enum CommandError {
     Octets,
     #[error("{0}")]
     Syntax(&'static str),
-    #[error("Unknown parameter; supported with MAIL are SIZE, BODY and SMTPUTF8, with RCPT none")]
+    #[error("Unknown parameter; MAIL takes those that EHLO shows, RCPT takes NOTIFY and ORCPT")]
     UnknownParameter,
     #[error("{0}")]
     Parameter(&'static str),
+    /// What follows such a BDAT cannot be told from commands.
+    #[error("Use BDAT octets [LAST]; I cannot tell where these end")]
+    Chunk,
     #[error("The sender's address is not valid")]
     SenderAddress,
     #[error("The recipient's address is not valid")]
@@ -85,7 +89,7 @@ impl CommandError {
             CommandError::Octets => (500, "5.2"),
             CommandError::Syntax(_) => (501, "5.2"),
             CommandError::UnknownParameter => (555, "5.4"),
-            CommandError::Parameter(_) => (501, "5.4"),
+            CommandError::Parameter(_) | CommandError::Chunk => (501, "5.4"),
             CommandError::SenderAddress => (501, "1.7"),
             CommandError::RecipientAddress => (501, "1.3"),
             // RFC 6531 §3.5
@@ -109,7 +113,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Command, CommandError> {
         "EHLO" => hello(rest).map(Command::Ehlo),
         "HELO" => hello(rest).map(Command::Helo),
         "MAIL" => mail(after_word(rest, "FROM:", "Use MAIL FROM:<address>")?).map(Command::Mail),
-        "RCPT" => rcpt(after_word(rest, "TO:", "Use RCPT TO:<address>")?).map(Command::Rcpt),
+        "RCPT" => rcpt(after_word(rest, "TO:", "Use RCPT TO:<address>")?),
         "DATA" => alone(rest, Command::Data),
         "RSET" => alone(rest, Command::Rset),
         "QUIT" => alone(rest, Command::Quit),
@@ -120,7 +124,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Command, CommandError> {
         "HELP" => Ok(Command::Help),
         "VRFY" if rest.is_empty() => Err(CommandError::Syntax("Use VRFY address")),
         "VRFY" => Ok(Command::Vrfy),
-        "BDAT" => Ok(Command::Bdat),
+        "BDAT" => bdat(rest).ok_or(CommandError::Chunk),
         "EXPN" => Ok(Command::NotOffered("EXPN")),
         "AUTH" => Ok(Command::NotOffered("AUTH")),
         "ETRN" => Ok(Command::NotOffered("ETRN")),
@@ -157,48 +161,37 @@ fn hello(rest: &str) -> Result<String, CommandError> {
 
 fn mail(rest: &str) -> Result<Mail, CommandError> {
     let (path, parameters) = split_path(rest).ok_or(CommandError::SenderAddress)?;
-    let mut mail = Mail { from: None, size: None, smtputf8: false };
-    let mut body = false;
-    for parameter in parameters {
-        let (keyword, value) = parse_parameter(parameter)?;
-        match (keyword.to_ascii_uppercase().as_str(), value) {
-            ("SIZE", Some(value)) if mail.size.is_none() => mail.size = Some(parse_size(value)?),
-            ("BODY", Some(value)) if !body => {
-                // RFC 6152 §2. BINARYMIME needs BDAT (RFC 3030 §3), which is not offered.
-                body = ["7BIT", "8BITMIME"].iter().any(|known| known.eq_ignore_ascii_case(value));
-                if !body {
-                    return Err(CommandError::Parameter("BODY is 7BIT or 8BITMIME"));
-                }
-            }
-            // RFC 6531 §3.4: the parameter has no value.
-            ("SMTPUTF8", None) if !mail.smtputf8 => mail.smtputf8 = true,
-            ("SIZE" | "BODY" | "SMTPUTF8", _) => {
-                return Err(CommandError::Parameter("SIZE and BODY take a value, SMTPUTF8 none, each once"));
-            }
-            // RFC 5321 §4.1.1.11. AUTH= among them: it belongs to servers that announce AUTH (RFC 4954 §5).
-            _ => return Err(CommandError::UnknownParameter),
-        }
+    let parameters = MailParameters::read(parameters)?;
+    if path.is_empty() {
+        return Ok(Mail { from: None, parameters });
     }
-    if !path.is_empty() {
-        if !path.is_ascii() && !mail.smtputf8 {
-            return Err(CommandError::NeedsSmtpUtf8);
-        }
-        mail.from = Some(path.parse().map_err(|_| CommandError::SenderAddress)?);
+    if !path.is_ascii() && !parameters.smtputf8 {
+        return Err(CommandError::NeedsSmtpUtf8);
     }
-    Ok(mail)
+    let from = path.parse().map_err(|_| CommandError::SenderAddress)?;
+    Ok(Mail { from: Some(from), parameters })
 }
 
-fn rcpt(rest: &str) -> Result<ForwardPath, CommandError> {
-    let (path, mut parameters) = split_path(rest).ok_or(CommandError::RecipientAddress)?;
-    if let Some(parameter) = parameters.next() {
-        parse_parameter(parameter)?;
-        return Err(CommandError::UnknownParameter);
-    }
+fn rcpt(rest: &str) -> Result<Command, CommandError> {
+    let (path, parameters) = split_path(rest).ok_or(CommandError::RecipientAddress)?;
+    let dsn = parameter::rcpt(parameters)?;
     if path.eq_ignore_ascii_case("postmaster") {
-        return Ok(ForwardPath::Postmaster);
+        return Ok(Command::Rcpt(ForwardPath::Postmaster, dsn));
     }
     let address = path.parse().map_err(|_| CommandError::RecipientAddress)?;
-    Ok(ForwardPath::Mailbox { address, needs_smtputf8: !path.is_ascii() })
+    Ok(Command::Rcpt(ForwardPath::Mailbox { address, needs_smtputf8: !path.is_ascii() }, dsn))
+}
+
+/// RFC 3030 §2: a size, and LAST or nothing.
+fn bdat(rest: &str) -> Option<Command> {
+    let mut words = rest.split([' ', '\t']).filter(|word| !word.is_empty());
+    let size = parameter::octets(words.next()?)?;
+    let last = match words.next() {
+        None => false,
+        Some(word) if word.eq_ignore_ascii_case("LAST") => true,
+        Some(_) => return None,
+    };
+    words.next().is_none().then_some(Command::Bdat { size, last })
 }
 
 /// Cuts `<path> parameter parameter…`. The path comes without its brackets and its source route.
@@ -246,45 +239,33 @@ fn without_route(path: &str) -> Option<&str> {
     (route.split(',').all(hop) && !path.is_empty()).then_some(path)
 }
 
-/// RFC 5321 §4.1.2: esmtp-keyword ["=" esmtp-value].
-fn parse_parameter(parameter: &str) -> Result<(&str, Option<&str>), CommandError> {
-    let (keyword, value) = match parameter.split_once('=') {
-        Some((keyword, value)) => (keyword, Some(value)),
-        None => (parameter, None),
-    };
-    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
-    let keyword_ok = !keyword.is_empty() && !keyword.starts_with('-') && keyword.bytes().all(word);
-    // RFC 6531 §3.4 widens a value to UTF-8; its end and white space are cut off before.
-    let value_ok = value.is_none_or(|value| !value.is_empty() && !value.contains('='));
-    if keyword_ok && value_ok {
-        Ok((keyword, value))
-    } else {
-        Err(CommandError::Parameter("A parameter is KEYWORD or KEYWORD=value"))
-    }
-}
-
-/// RFC 1870 §3: up to twenty digits.
-fn parse_size(value: &str) -> Result<u64, CommandError> {
-    if value.len() > 20 || !value.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(CommandError::Parameter("SIZE is a number of octets"));
-    }
-    Ok(value.parse().unwrap_or(u64::MAX))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::envelope::{Notify, NotifyOn, Ret};
 
-    fn mail(from: &str) -> Mail {
+    fn mail(from: &str, parameters: MailParameters) -> Command {
         let from = (!from.is_empty()).then(|| from.parse().unwrap());
-        Mail { from, size: None, smtputf8: false }
+        Command::Mail(Mail { from, parameters })
+    }
+
+    fn none() -> MailParameters {
+        MailParameters::default()
+    }
+
+    fn rcpt(address: &str, dsn: DsnRecipient) -> Command {
+        let needs_smtputf8 = !address.is_ascii();
+        Command::Rcpt(ForwardPath::Mailbox { address: address.parse().unwrap(), needs_smtputf8 }, dsn)
     }
 
     fn mailbox(address: &str) -> Command {
-        let needs_smtputf8 = !address.is_ascii();
-        Command::Rcpt(ForwardPath::Mailbox { address: address.parse().unwrap(), needs_smtputf8 })
+        rcpt(address, DsnRecipient::default())
+    }
+
+    fn notify(on: &[NotifyOn]) -> DsnRecipient {
+        DsnRecipient { notify: Some(Notify::On(on.to_vec())), orcpt: None }
     }
 
     #[test]
@@ -293,32 +274,49 @@ mod tests {
             ("EHLO mx.friend.example", Command::Ehlo("mx.friend.example".into())),
             ("ehlo [192.0.2.1]", Command::Ehlo("[192.0.2.1]".into())),
             ("Helo  [IPv6:2001:db8::1] \t", Command::Helo("[IPv6:2001:db8::1]".into())),
-            ("MAIL FROM:<>", Command::Mail(mail(""))),
-            ("MAIL FROM: <>", Command::Mail(mail(""))),
-            ("mail from:<Ann@friend.example>", Command::Mail(mail("Ann@friend.example"))),
-            ("MAIL FROM:ann@friend.example", Command::Mail(mail("ann@friend.example"))),
-            (
-                "MAIL FROM:<@a.example,@b.example:ann@friend.example>",
-                Command::Mail(mail("ann@friend.example")),
-            ),
-            ("MAIL FROM:<\"a>b\"@friend.example>", Command::Mail(mail("\"a>b\"@friend.example"))),
-            (
-                "MAIL FROM:<a@b.example> SIZE=12",
-                Command::Mail(Mail { size: Some(12), ..mail("a@b.example") }),
-            ),
+            ("MAIL FROM:<>", mail("", none())),
+            ("MAIL FROM: <>", mail("", none())),
+            ("mail from:<Ann@friend.example>", mail("Ann@friend.example", none())),
+            ("MAIL FROM:ann@friend.example", mail("ann@friend.example", none())),
+            ("MAIL FROM:<@a.example,@b.example:ann@friend.example>", mail("ann@friend.example", none())),
+            ("MAIL FROM:<\"a>b\"@friend.example>", mail("\"a>b\"@friend.example", none())),
+            ("MAIL FROM:<a@b.example> SIZE=12", mail("a@b.example", MailParameters { size: Some(12), ..none() })),
             (
                 "MAIL FROM:<a@b.example>  size=99999999999999999999 body=8bitmime",
-                Command::Mail(Mail { size: Some(u64::MAX), ..mail("a@b.example") }),
+                mail("a@b.example", MailParameters { size: Some(u64::MAX), ..none() }),
             ),
             (
                 "MAIL FROM:<åsa@friend.example> BODY=8BITMIME SMTPUTF8",
-                Command::Mail(Mail { smtputf8: true, ..mail("åsa@friend.example") }),
+                mail("åsa@friend.example", MailParameters { smtputf8: true, ..none() }),
+            ),
+            (
+                "MAIL FROM:<a@b.example> RET=hdrs ENVID=QQ+2B1 REQUIRETLS",
+                mail(
+                    "a@b.example",
+                    MailParameters {
+                        ret: Some(Ret::Hdrs),
+                        envid: Some("QQ+1".into()),
+                        require_tls: true,
+                        ..none()
+                    },
+                ),
             ),
             ("RCPT TO:<ada@agents.example>", mailbox("ada@agents.example")),
             ("RCPT TO: ada+news@agents.example", mailbox("ada+news@agents.example")),
             ("RCPT TO:<åsa@agents.example>", mailbox("åsa@agents.example")),
             ("RCPT TO:<@relay.example:ada@agents.example>", mailbox("ada@agents.example")),
-            ("RCPT TO:<PostMaster>", Command::Rcpt(ForwardPath::Postmaster)),
+            ("RCPT TO:<PostMaster>", Command::Rcpt(ForwardPath::Postmaster, DsnRecipient::default())),
+            (
+                "RCPT TO:<ada@agents.example> NOTIFY=success,DELAY",
+                rcpt("ada@agents.example", notify(&[NotifyOn::Success, NotifyOn::Delay])),
+            ),
+            (
+                "RCPT TO:<ada@agents.example> notify=never orcpt=rfc822;Bob+2Bx@b.example",
+                rcpt(
+                    "ada@agents.example",
+                    DsnRecipient { notify: Some(Notify::Never), orcpt: Some("rfc822;Bob+x@b.example".into()) },
+                ),
+            ),
             ("DATA", Command::Data),
             ("data  ", Command::Data),
             ("RSET", Command::Rset),
@@ -330,7 +328,9 @@ mod tests {
             ("STARTTLS", Command::StartTls),
             ("AUTH PLAIN AGFkYQBzZWNyZXQ=", Command::NotOffered("AUTH")),
             ("EXPN list", Command::NotOffered("EXPN")),
-            ("BDAT 12 LAST", Command::Bdat),
+            ("BDAT 12 LAST", Command::Bdat { size: 12, last: true }),
+            ("bdat  0 last ", Command::Bdat { size: 0, last: true }),
+            ("BDAT 99999999999999999999999", Command::Bdat { size: u64::MAX, last: false }),
         ];
         for (line, expected) in table {
             assert_eq!(parse(line.as_bytes()).as_ref(), Ok(expected), "{line}");
@@ -370,7 +370,12 @@ mod tests {
             (b"MAIL FROM:<a@b.example> SMTPUTF8=yes", "501 5.5.4"),
             (b"MAIL FROM:<a@b.example> =1", "501 5.5.4"),
             (b"MAIL FROM:<a@b.example> AUTH=<>", "555 5.5.4"),
-            (b"MAIL FROM:<a@b.example> RET=HDRS", "555 5.5.4"),
+            (b"MAIL FROM:<a@b.example> RET=ALL", "501 5.5.4"),
+            (b"MAIL FROM:<a@b.example> RET=FULL RET=HDRS", "501 5.5.4"),
+            (b"MAIL FROM:<a@b.example> ENVID", "501 5.5.4"),
+            (b"MAIL FROM:<a@b.example> ENVID=a+0D+0Ab", "501 5.5.4"),
+            (b"MAIL FROM:<a@b.example> REQUIRETLS=yes", "501 5.5.4"),
+            (b"MAIL FROM:<a@b.example> NOTIFY=NEVER", "555 5.5.4"),
             ("MAIL FROM:<åsa@b.example>".as_bytes(), "553 5.6.7"),
             ("MAIL FROM:<a@mün.example>".as_bytes(), "553 5.6.7"),
             (b"RCPT", "501 5.5.2"),
@@ -378,7 +383,18 @@ mod tests {
             (b"RCPT TO:<ada>", "501 5.1.3"),
             (b"RCPT TO:<ada@agents.example", "501 5.1.3"),
             (b"RCPT TO:<ada@agents..example>", "501 5.1.3"),
-            (b"RCPT TO:<ada@agents.example> NOTIFY=NEVER", "555 5.5.4"),
+            (b"RCPT TO:<ada@agents.example> NOTIFY=NEVER,SUCCESS", "501 5.5.4"),
+            (b"RCPT TO:<ada@agents.example> NOTIFY=SUCCESS,SUCCESS", "501 5.5.4"),
+            (b"RCPT TO:<ada@agents.example> NOTIFY=", "501 5.5.4"),
+            (b"RCPT TO:<ada@agents.example> NOTIFY=ALWAYS", "501 5.5.4"),
+            (b"RCPT TO:<ada@agents.example> NOTIFY=NEVER NOTIFY=DELAY", "501 5.5.4"),
+            (b"RCPT TO:<ada@agents.example> ORCPT=bob@b.example", "501 5.5.4"),
+            (b"RCPT TO:<ada@agents.example> SIZE=1", "555 5.5.4"),
+            (b"BDAT", "501 5.5.4"),
+            (b"BDAT -1", "501 5.5.4"),
+            (b"BDAT 0x10 LAST", "501 5.5.4"),
+            (b"BDAT 10 FIRST", "501 5.5.4"),
+            (b"BDAT 10 LAST LAST", "501 5.5.4"),
             (b"RCPT TO:<ada@agents.example> \"", "501 5.5.4"),
             (b"DATA now", "501 5.5.4"),
             (b"QUIT now", "501 5.5.4"),
@@ -401,14 +417,14 @@ mod tests {
         /// Nearer to the grammar than random octets get.
         #[test]
         fn anything_like_mail_is_answered(
-            line in "(?i)(MAIL FROM:|RCPT TO:) ?[<@,:\"\\\\>a.é+ =]{0,12}>?( (SIZE|BODY|SMTPUTF8|X)?=?[0-9a\"=]{0,22}){0,3}",
+            line in "(?i)(MAIL FROM:|RCPT TO:) ?[<@,:\"\\\\>a.é+ =]{0,12}>?( (SIZE|BODY|SMTPUTF8|RET|ENVID|NOTIFY|ORCPT|X)?=?[0-9a\"=+;]{0,22}){0,3}",
         ) {
             match parse(line.as_bytes()) {
                 Ok(Command::Mail(mail)) => {
                     let utf8 = mail.from.is_some_and(|from| from.needs_smtputf8());
-                    prop_assert!(!utf8 || mail.smtputf8);
+                    prop_assert!(!utf8 || mail.parameters.smtputf8);
                 }
-                Ok(Command::Rcpt(_)) | Err(_) => {}
+                Ok(Command::Rcpt(..)) | Err(_) => {}
                 Ok(other) => prop_assert!(false, "{other:?}"),
             }
         }

@@ -7,18 +7,19 @@
 //! - A stop (SIGTERM) ends a session where it would wait for a command, not inside a message.
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::limits;
-use crate::smtp::data::{DataReader, Fault, Progress};
+use crate::smtp::data::{ChunkReader, DataReader, Fault, Progress};
 use crate::smtp::guard::{Lifetime, Pace};
 use crate::smtp::intake::{Intake, Lost, Taken};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Caller, Session, Step};
 use crate::smtp::wire::{Wire, WireError};
-use crate::smtp::{Backend, House};
+use crate::smtp::{Backend, Entrance, House};
 use crate::tls;
 
 /// How a part of the conversation ended.
@@ -37,22 +38,50 @@ where
     B: Backend,
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let (mut wire, life) = (Wire::new(stream), Lifetime::begin());
+    let life = Lifetime::begin();
+    if house.entrance == Entrance::Tls {
+        let Some((mut wire, protection)) = secure(house, stream).await else { return };
+        let end = match greet(house, &mut wire).await {
+            Ok(()) => talk(house, caller, stop, Some(protection), life, &mut wire).await,
+            Err(end) => end,
+        };
+        return farewell(end, wire).await;
+    }
+    let mut wire = Wire::new(stream);
     let end = match greet(house, &mut wire).await {
         Ok(()) => talk(house, caller, stop, None, life, &mut wire).await,
         Err(end) => end,
     };
     let End::StartTls = end else { return farewell(end, wire).await };
-    let handshake = TlsAcceptor::from(house.tls.server()).accept(wire.into_stream());
-    let stream = match timeout(limits::SMTP_HANDSHAKE_TIME, handshake).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::info!(%error, "TLS handshake failed"),
-        Err(_) => return tracing::info!("TLS handshake took too long"),
-    };
-    let protection = tls::describe(stream.get_ref().1);
-    let mut wire = Wire::new(stream);
+    let Some((mut wire, protection)) = secure(house, wire.into_stream()).await else { return };
     let end = talk(house, caller, stop, Some(protection), life, &mut wire).await;
     farewell(end, wire).await;
+}
+
+/// The handshake, and how the connection is protected after it.
+async fn secure<B, S>(house: &House<B>, stream: S) -> Option<(Wire<TlsStream<S>>, String)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = TlsAcceptor::from(house.tls.server()).accept(stream);
+    match timeout(limits::SMTP_HANDSHAKE_TIME, handshake).await {
+        Ok(Ok(stream)) => {
+            let protection = tls::describe(stream.get_ref().1);
+            return Some((Wire::new(stream), protection));
+        }
+        Ok(Err(error)) => tracing::info!(%error, "TLS handshake failed"),
+        Err(_) => tracing::info!("TLS handshake took too long"),
+    }
+    None
+}
+
+/// Says one thing, if there is anything to say, and hangs up.
+pub(crate) async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: S, reply: Option<Reply>) {
+    let mut wire = Wire::new(stream);
+    if let Some(reply) = reply {
+        wire.say(&reply);
+        farewell(End::Closed, wire).await;
+    }
 }
 
 async fn greet<B, S>(house: &House<B>, wire: &mut Wire<S>) -> Result<(), End>
@@ -123,6 +152,19 @@ where
                     Err(end) => return end,
                 }
             }
+            Step::TakeChunk { size, last } => match take_chunk(&mut session, size, last, wire).await {
+                Ok(Step::Close(reply)) => return close(wire, &reply),
+                Ok(Step::Say(reply)) => wire.say(&reply),
+                Ok(_) => {}
+                Err(end) => return end,
+            },
+            Step::SkipChunk { size, reply } => {
+                match timeout(limits::SMTP_DATA_TIME, read_chunk(None, size, wire)).await {
+                    Ok(Ok(())) => wire.say(&reply),
+                    Ok(Err(Broken::Lost(error))) => return End::Lost(error),
+                    Ok(Err(_)) | Err(_) => return close(wire, &late()),
+                }
+            }
         }
     }
 }
@@ -151,7 +193,7 @@ where
         }
         Ok(Err(Broken::Lost(error))) => return Err(End::Lost(error)),
         Ok(Err(Broken::Silent)) | Err(_) => {
-            let reply = session.give_up(Reply::new(421, "4.2", "The message did not arrive in time"));
+            let reply = session.give_up(late());
             return Err(close(wire, &reply));
         }
     };
@@ -176,7 +218,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     // Draining is a courtesy to clients that count differently, not to those that never end.
-    let patience = limit.saturating_mul(4);
+    let patience = limit.saturating_mul(limits::SMTP_DRAINED);
     let (mut seen, pace) = (0u64, Pace::begin());
     loop {
         match reader.push(wire.received()) {
@@ -195,6 +237,72 @@ where
             return Err(Broken::Endless);
         }
         match timeout(pace.patience(seen), wire.fill()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Broken::Lost(error)),
+            Err(_) => return Err(Broken::Silent),
+        }
+    }
+}
+
+fn late() -> Reply {
+    Reply::new(421, "4.2", "The message did not arrive in time")
+}
+
+/// Reads a chunk, and has the message received where it is the last. `Err` when the connection cannot go on.
+async fn take_chunk<B, S>(
+    session: &mut Session<'_, B>,
+    size: u64,
+    last: bool,
+    wire: &mut Wire<S>,
+) -> Result<Step, End>
+where
+    B: Backend,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut chunks = session.chunks();
+    match timeout_at(chunks.until, read_chunk(Some(&mut chunks.reader), size, wire)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(Broken::Lost(error))) => return Err(End::Lost(error)),
+        Ok(Err(_)) | Err(_) => {
+            let reply = session.give_up(late());
+            return Err(close(wire, &reply));
+        }
+    }
+    if !last {
+        return Ok(session.keep(chunks, size));
+    }
+    let intake = match chunks.reader.finish() {
+        Ok(intake) => intake,
+        Err(fault) => return Ok(Step::Say(session.give_up(Reply::new(550, "6.0", fault)))),
+    };
+    Ok(Step::Say(match intake.finish().await {
+        Ok(Taken { octets, held: _held }) => session.receive(octets).await,
+        Err(lost) => session.give_up(lost.reply()),
+    }))
+}
+
+/// Reads exactly so many octets. Their memory is taken as they come, never as they were announced.
+async fn read_chunk<S>(
+    mut reader: Option<&mut ChunkReader>,
+    size: u64,
+    wire: &mut Wire<S>,
+) -> Result<(), Broken>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut left, pace) = (size, Pace::begin());
+    loop {
+        let here = wire.received().len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        if let Some(reader) = &mut reader {
+            reader.push(wire.received().get(..here).unwrap_or_default());
+            reader.intake().settle().await;
+        }
+        wire.consume(here);
+        left -= here as u64;
+        if left == 0 {
+            return Ok(());
+        }
+        match timeout(pace.patience(size - left), wire.fill()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(Broken::Lost(error)),
             Err(_) => return Err(Broken::Silent),

@@ -97,6 +97,11 @@ impl Intake {
         self.length
     }
 
+    /// Why nothing is kept any more, if so; said once.
+    pub(crate) fn lost(&mut self) -> Option<Lost> {
+        self.lost.take()
+    }
+
     pub(crate) fn keep(&mut self, octets: &[u8]) {
         self.length = self.length.saturating_add(octets.len() as u64);
         if self.lost.is_some() {

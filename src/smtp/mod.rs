@@ -8,13 +8,15 @@
 //! - What a peer can make us hold is bounded: connections, lines, recipients, messages, time.
 //! - A stop ends idle sessions with 421 and lets a message that is under way finish.
 //!
-//! RFC 5321; 1870, 2034, 2920, 3207, 6152, 6531.
+//! RFC 5321; 1870, 2034, 2920, 3030, 3207, 3461, 6152, 6531, 8689, 9422.
 
 mod command;
 mod data;
 mod dialogue;
 mod guard;
 mod intake;
+mod parameter;
+mod proxy;
 mod reply;
 mod session;
 #[cfg(test)]
@@ -26,6 +28,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -33,12 +36,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::address::Address;
-use crate::config::limits;
+use crate::config::{Network, limits};
 use crate::envelope::Envelope;
 use crate::floor::Floor;
 use crate::ids;
 use crate::inbox::{self, InboxError, Receipt, Recipient, Refusal, Route};
-use crate::smtp::guard::Full;
+use crate::smtp::guard::{Full, Pass};
 use crate::smtp::intake::{Budget, Room};
 use crate::smtp::session::Caller;
 use crate::spool::Octets;
@@ -54,7 +57,13 @@ const ID_OCTETS: usize = 5;
 pub use guard::Guard;
 
 /// Serves one listener until `shutdown`; returns when the last session has ended.
-pub async fn serve(floor: Arc<Floor>, guard: Arc<Guard>, listener: TcpListener, shutdown: CancellationToken) {
+pub async fn serve(
+    floor: Arc<Floor>,
+    guard: Arc<Guard>,
+    entrance: Entrance,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) {
     let config = &floor.config;
     let first_domain = config.domains.first().unwrap_or(&config.hostname);
     let largest = usize::try_from(config.smtp.max_message_size).unwrap_or(usize::MAX);
@@ -70,9 +79,20 @@ pub async fn serve(floor: Arc<Floor>, guard: Arc<Guard>, listener: TcpListener, 
         guard,
         tls: floor.tls.clone(),
         room,
+        entrance,
+        proxies: config.smtp.proxy_from.clone(),
         backend: floor,
     };
     run(house, listener, shutdown).await;
+}
+
+/// How a listener begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entrance {
+    /// In clear text, STARTTLS offered.
+    Clear,
+    /// With a TLS handshake.
+    Tls,
 }
 
 /// What the sessions of one listener share.
@@ -87,6 +107,15 @@ pub(crate) struct House<B> {
     pub(crate) guard: Arc<Guard>,
     pub(crate) tls: Tls,
     pub(crate) room: Room,
+    pub(crate) entrance: Entrance,
+    /// Who speaks the PROXY protocol, and nothing before it.
+    pub(crate) proxies: Vec<Network>,
+}
+
+impl<B> House<B> {
+    fn is_proxy(&self, ip: IpAddr) -> bool {
+        self.proxies.iter().any(|proxies| proxies.contains(ip))
+    }
 }
 
 /// What a session needs from further down the road, so that it can be tested as a conversation. The floor
@@ -169,16 +198,18 @@ async fn run<B: Backend>(house: House<B>, listener: TcpListener, shutdown: Cance
                 Ok((stream, address)) => {
                     let ip = address.ip().to_canonical();
                     let admitted = house.guard.admit().and_then(|mut pass| {
-                        house.guard.check(&mut pass, ip)?;
+                        // Whom a proxy calls for is known, and checked, when it has said so.
+                        if !house.is_proxy(ip) {
+                            house.guard.check(&mut pass, ip)?;
+                        }
                         Ok(pass)
                     });
                     match admitted {
                         Ok(pass) => {
-                            let talk = attend(Arc::clone(&house), stream, ip, shutdown.clone());
-                            sessions.spawn(async move {
-                                talk.await;
-                                drop(pass);
-                            });
+                            // Every reply is one write that the peer waits for: nothing is gained by holding
+                            // it back.
+                            let _ = stream.set_nodelay(true);
+                            sessions.spawn(attend(Arc::clone(&house), stream, ip, pass, shutdown.clone()));
                         }
                         Err(full) => turn_away(&house.guard, stream, ip, full),
                     }
@@ -204,16 +235,32 @@ async fn run<B: Backend>(house: House<B>, listener: TcpListener, shutdown: Cance
     }
 }
 
-async fn attend<B: Backend>(
+/// Serves one connection, which holds its pass as long as it lives. A proxy's says first whose it is.
+async fn attend<B, S>(
     house: Arc<House<B>>,
-    stream: TcpStream,
-    ip: IpAddr,
+    mut stream: S,
+    mut ip: IpAddr,
+    mut pass: Pass,
     shutdown: CancellationToken,
-) {
+) where
+    B: Backend,
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    if house.is_proxy(ip) {
+        match proxy::caller(&mut stream, limits::SMTP_PROXY_TIME).await {
+            Ok(caller) => ip = caller.unwrap_or(ip),
+            Err(error) => {
+                tracing::warn!(proxy = %ip, %error, "a proxy did not say who calls");
+                return dialogue::refuse(stream, error.reply()).await;
+            }
+        }
+        if let Err(full) = house.guard.check(&mut pass, ip) {
+            house.guard.note_turned_away(ip, full);
+            return dialogue::refuse(stream, Some(full.reply())).await;
+        }
+    }
     let caller = Caller { id: ids::random_token::<ID_OCTETS>(), ip };
     let span = tracing::info_span!("smtp", session = %caller.id, peer = %ip);
-    // Every reply is one write that the peer waits for: nothing is gained by holding it back.
-    let _ = stream.set_nodelay(true);
     async {
         tracing::debug!("connected");
         dialogue::converse(&house, &caller, &shutdown, stream).await;

@@ -4,22 +4,25 @@
 //! - A session knows its connection only as "more octets are waiting"; TLS begins a new session, so that
 //!   nothing said in clear text survives it (RFC 3207 §4.2).
 //! - One function decides who may be written to: the backend's `route`. There are no trusted networks.
-//! - Only the backend's receipt makes the 250 after DATA.
+//! - Only the backend's receipt makes the 250 after DATA and after the last BDAT.
 //!
-//! RFC 5321 §3 and §4.1.4 (order of commands), RFC 2920 (PIPELINING), RFC 6531 (SMTPUTF8).
+//! RFC 5321 §3 and §4.1.4 (order of commands), RFC 2920 (PIPELINING), RFC 3030 (CHUNKING), RFC 3461 (DSN),
+//! RFC 6531 (SMTPUTF8), RFC 8689 (REQUIRETLS), RFC 9422 (LIMITS).
 
 use std::fmt::Display;
 use std::net::IpAddr;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::address::Address;
 use crate::config::limits;
-use crate::envelope::{Envelope, Peer, ReversePath};
+use crate::envelope::{Dsn, DsnRecipient, Envelope, Peer, ReversePath};
 use crate::smtp::command::{self, Command, CommandError, ForwardPath, Mail};
+use crate::smtp::data::ChunkReader;
 use crate::smtp::guard::Visit;
-use crate::smtp::intake::Lost;
+use crate::smtp::intake::{Intake, Lost};
+use crate::smtp::parameter::MailParameters;
 use crate::smtp::reply::Reply;
 use crate::smtp::{Backend, House, Routed};
 use crate::spool::Octets;
@@ -32,6 +35,16 @@ pub(crate) enum Step {
     Close(Reply),
     /// Say 354 and read a message.
     TakeData,
+    /// Read so many octets of a message in chunks.
+    TakeChunk {
+        size: u64,
+        last: bool,
+    },
+    /// Read so many octets, drop them, and say why.
+    SkipChunk {
+        size: u64,
+        reply: Reply,
+    },
     /// Say 220 and begin the handshake.
     StartTls,
 }
@@ -67,12 +80,21 @@ struct Hello {
 
 struct Transaction<R> {
     from: ReversePath,
-    smtputf8: bool,
-    /// As declared, RFC 1870.
-    size: Option<u64>,
+    parameters: MailParameters,
     /// In order, each once.
     paths: Vec<Address>,
+    /// What was asked with each of them.
+    dsn: Vec<DsnRecipient>,
     recipients: Vec<R>,
+    /// What BDAT brought so far.
+    chunks: Option<Chunks>,
+}
+
+/// A message that comes in chunks.
+pub(crate) struct Chunks {
+    pub(crate) reader: ChunkReader,
+    /// By when all of it must be here.
+    pub(crate) until: Instant,
 }
 
 impl<'h, B: Backend> Session<'h, B> {
@@ -96,7 +118,7 @@ impl<'h, B: Backend> Session<'h, B> {
             Command::Ehlo(name) => self.hello(name, true),
             Command::Helo(name) => self.hello(name, false),
             Command::Mail(mail) => self.mail(mail),
-            Command::Rcpt(path) => self.rcpt(path).await,
+            Command::Rcpt(path, dsn) => self.rcpt(path, dsn).await,
             Command::Data => self.data(),
             Command::Rset => self.rset(),
             Command::Noop => self.idle(Reply::new(250, "0.0", "OK")),
@@ -105,9 +127,7 @@ impl<'h, B: Backend> Session<'h, B> {
             Command::Quit => Step::Close(Reply::new(221, "0.0", "Goodbye")),
             Command::StartTls => self.starttls(more),
             Command::NotOffered(what) => not_offered(what),
-            // RFC 3030 §2: its octets follow at once, and read as commands they would be somebody's
-            // smuggled mail.
-            Command::Bdat => Step::Close(Reply::new(502, "5.1", "BDAT is not offered here")),
+            Command::Bdat { size, last } => self.bdat(size, last),
         };
         self.count(step)
     }
@@ -122,13 +142,16 @@ impl<'h, B: Backend> Session<'h, B> {
             CommandError::Unknown | CommandError::Octets if !self.spoke_smtp => {
                 Step::Close(Reply::new(500, "5.1", "This is a mail server, and that was not SMTP"))
             }
+            // RFC 3030 §2: its octets follow at once, and read as commands they would be somebody's
+            // smuggled mail.
+            CommandError::Chunk => Step::Close(error.reply()),
             error => Step::Say(error.reply()),
         })
     }
 
     /// Counts what a client must not do forever.
     fn count(&mut self, step: Step) -> Step {
-        if let Step::Say(reply) = &step
+        if let Step::Say(reply) | Step::SkipChunk { reply, .. } = &step
             && reply.code() >= 500
         {
             self.error();
@@ -175,12 +198,13 @@ impl<'h, B: Backend> Session<'h, B> {
                 .and(format_args!("SIZE {}", self.house.max_message_size))
                 .and("8BITMIME")
                 .and("SMTPUTF8")
-                .and("ENHANCEDSTATUSCODES");
-            // RFC 3207 §4.2: not after TLS has begun.
-            if self.tls.is_none() {
-                reply = reply.and("STARTTLS");
-            }
-            reply = reply.and("HELP");
+                .and("ENHANCEDSTATUSCODES")
+                .and("CHUNKING")
+                .and("DSN")
+                // RFC 9422 §4: the largest number of recipients of one message.
+                .and(format_args!("LIMITS RCPTMAX={}", limits::SMTP_RECIPIENTS));
+            // RFC 3207 §4.2: STARTTLS not after TLS has begun. RFC 8689 §2: REQUIRETLS not before.
+            reply = reply.and(if self.tls.is_none() { "STARTTLS" } else { "REQUIRETLS" }).and("HELP");
         }
         self.idle(reply)
     }
@@ -194,28 +218,36 @@ impl<'h, B: Backend> Session<'h, B> {
             return out_of_order("A message is under way: RSET ends it");
         }
         // RFC 1870 §6.1
-        if mail.size.is_some_and(|size| size > self.house.max_message_size) {
+        if mail.parameters.size.is_some_and(|size| size > self.house.max_message_size) {
             return Step::Say(Lost::TooLarge(self.house.max_message_size).reply());
+        }
+        // RFC 8689 §2: what must not travel in clear text is not taken in clear text.
+        if mail.parameters.require_tls && self.tls.is_none() {
+            return Step::Say(Reply::new(530, "7.0", "REQUIRETLS needs STARTTLS first"));
         }
         if let Err(reply) = self.visit.mail() {
             return Step::Say(reply);
         }
         self.transaction = Some(Transaction {
             from: mail.from,
-            smtputf8: mail.smtputf8,
-            size: mail.size,
+            parameters: mail.parameters,
             paths: Vec::new(),
+            dsn: Vec::new(),
             recipients: Vec::new(),
+            chunks: None,
         });
         Step::Say(Reply::new(250, "1.0", "Sender OK"))
     }
 
-    async fn rcpt(&mut self, path: ForwardPath) -> Step {
+    async fn rcpt(&mut self, path: ForwardPath, dsn: DsnRecipient) -> Step {
         let Some(transaction) = &mut self.transaction else {
             return out_of_order("MAIL comes before RCPT");
         };
+        if transaction.chunks.is_some() {
+            return out_of_order("The message is under way: RCPT comes before BDAT");
+        }
         let address = match path {
-            ForwardPath::Mailbox { needs_smtputf8: true, .. } if !transaction.smtputf8 => {
+            ForwardPath::Mailbox { needs_smtputf8: true, .. } if !transaction.parameters.smtputf8 => {
                 return Step::Say(CommandError::NeedsSmtpUtf8.reply());
             }
             ForwardPath::Mailbox { address, .. } => address,
@@ -241,10 +273,11 @@ impl<'h, B: Backend> Session<'h, B> {
             Ok(waiting) => waiting,
             Err(reply) => return Step::Say(reply),
         };
-        let routed = self.house.backend.route(&address, transaction.size);
+        let routed = self.house.backend.route(&address, transaction.parameters.size);
         let reply = match timeout(limits::SMTP_ROUTE_TIME, routed).await {
             Ok(Ok(Routed::Accepted(recipient))) => {
                 transaction.paths.push(address);
+                transaction.dsn.push(dsn);
                 transaction.recipients.push(recipient);
                 return Step::Say(recipient_ok());
             }
@@ -279,8 +312,58 @@ impl<'h, B: Backend> Session<'h, B> {
             Some(transaction) if transaction.recipients.is_empty() => {
                 Step::Say(Reply::new(554, "5.1", "No valid recipients"))
             }
+            // RFC 3030 §2: DATA and BDAT do not mix.
+            Some(transaction) if transaction.chunks.is_some() => {
+                out_of_order("This message comes by BDAT: BDAT 0 LAST ends it, RSET drops it")
+            }
             Some(_) => Step::TakeData,
         }
+    }
+
+    /// RFC 3030 §2. The size is summed and compared before an octet of it is looked at; whatever the answer, the
+    /// octets are read as octets, and where they are too many for that, the connection ends.
+    fn bdat(&mut self, size: u64, last: bool) -> Step {
+        let limit = self.house.max_message_size;
+        let refusal = match &mut self.transaction {
+            None => Reply::new(503, "5.1", "MAIL and RCPT come before BDAT"),
+            Some(transaction) if transaction.recipients.is_empty() => {
+                Reply::new(503, "5.1", "No valid recipients")
+            }
+            Some(transaction) => {
+                let before = transaction.chunks.as_mut().map_or(0, |chunks| chunks.reader.intake().length());
+                match before.checked_add(size) {
+                    Some(sum) if sum <= limit => return Step::TakeChunk { size, last },
+                    _ => Lost::TooLarge(limit).reply(),
+                }
+            }
+        };
+        // RFC 3030 §2 leaves the state open after an error and asks for RSET; nothing is what RSET leaves too.
+        self.transaction = None;
+        // As for DATA: draining is a courtesy to clients that count differently.
+        if size > limit.saturating_mul(limits::SMTP_DRAINED) { Step::Close(refusal) } else { Step::SkipChunk { size, reply: refusal } }
+    }
+
+    /// What BDAT brought so far, taken out of the transaction while more is read; new with the first chunk.
+    pub(crate) fn chunks(&mut self) -> Chunks {
+        let begun = self.transaction.as_mut().and_then(|transaction| transaction.chunks.take());
+        begun.unwrap_or_else(|| Chunks {
+            reader: ChunkReader::new(Intake::new(self.house.max_message_size, &self.house.room)),
+            until: Instant::now() + limits::SMTP_DATA_TIME,
+        })
+    }
+
+    /// A chunk that is not the last is here.
+    pub(crate) fn keep(&mut self, mut chunks: Chunks, size: u64) -> Step {
+        if let Some(lost) = chunks.reader.intake().lost() {
+            return Step::Say(self.give_up(lost.reply()));
+        }
+        let reply = Reply::new(250, "0.0", format_args!("{size} octets received"));
+        if let Some(transaction) = &mut self.transaction {
+            transaction.chunks = Some(chunks);
+        }
+        // An empty chunk leads nowhere, and many of them nowhere again.
+        let step = if size == 0 { self.idle(reply) } else { Step::Say(reply) };
+        self.count(step)
     }
 
     /// The message is here: hand it on. Whatever comes of it, the transaction is over.
@@ -297,6 +380,9 @@ impl<'h, B: Backend> Session<'h, B> {
             Ok(waiting) => waiting,
             Err(reply) => return reply,
         };
+        let MailParameters { smtputf8, ret, require_tls, envid, .. } = transaction.parameters;
+        let asked = ret.is_some() || envid.is_some() || transaction.dsn.iter().any(|one| *one != DsnRecipient::default());
+        let dsn = asked.then(|| Box::new(Dsn { ret, envid, recipients: transaction.dsn }));
         let envelope = Envelope {
             peer: Peer {
                 ip: self.caller.ip,
@@ -306,9 +392,9 @@ impl<'h, B: Backend> Session<'h, B> {
             },
             mail_from: transaction.from,
             recipients: transaction.paths,
-            smtputf8: transaction.smtputf8,
-            dsn: None,
-            require_tls: false,
+            smtputf8,
+            dsn,
+            require_tls,
         };
         let (from, size_octets, recipients) =
             (path(&envelope.mail_from), raw.len(), envelope.recipients.len());
@@ -365,7 +451,7 @@ impl<'h, B: Backend> Session<'h, B> {
     }
 
     fn help(&mut self) -> Step {
-        let text = "EHLO HELO MAIL RCPT DATA RSET NOOP QUIT VRFY STARTTLS: see RFC 5321";
+        let text = "EHLO HELO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY STARTTLS: see RFC 5321";
         self.idle(Reply::new(214, "0.0", text))
     }
 

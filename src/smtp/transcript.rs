@@ -9,6 +9,12 @@
 //! S* 250 HELP                 some later line begins so
 //! S.                          the server hangs up
 //! M: 1 ada@agents.example     so many messages came in, the last for these recipients
+//! E: ret hdrs                 the last one's envelope, in words, has this in it
+//! B: Subject: x\r\n           and its octets are exactly these
+//! T.                          the client's TLS handshake; what follows is inside
+//! @ size 100000               before anything else: the limit; `tls`: TLS from the first octet; `proxy`: the
+//!                             peer is a proxy; `early`: the client does not wait for the server to be there
+//! X> 0d0a                     octets in hexadecimal
 //! ```
 
 use std::fmt;
@@ -110,6 +116,8 @@ pub(super) fn house(ledger: &Ledger) -> House<Ledger> {
         guard: guard::testing::guard(guard::testing::limits()),
         tls: TLS.clone(),
         room: intake::tests::room(1 << 20, 1 << 24),
+        entrance: Entrance::Clear,
+        proxies: Vec::new(),
     }
 }
 
@@ -138,10 +146,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// The next line, `None` when the server hung up.
     pub(super) async fn hear(&mut self) -> Option<String> {
+        self.listen().await.expect("the server says nothing")
+    }
+
+    /// The next line, or an error when there is none in time.
+    async fn listen(&mut self) -> Result<Option<String>, String> {
         let mut line = String::new();
-        match timeout(PATIENCE, self.stream.read_line(&mut line)).await.expect("the server says nothing") {
-            Ok(1..) => Some(line.strip_suffix("\r\n").expect("a reply ends with CRLF").to_owned()),
-            _ => None,
+        match timeout(PATIENCE, self.stream.read_line(&mut line)).await.map_err(|_| "nothing".to_owned())? {
+            Ok(1..) => Ok(Some(line.strip_suffix("\r\n").expect("a reply ends with CRLF").to_owned())),
+            _ => Ok(None),
         }
     }
 
@@ -159,49 +172,144 @@ fn unescape(text: &str) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Plays a dialogue; the error names the line that did not happen.
-async fn play(script: &str) -> Result<(), String> {
-    let ledger = Ledger::default();
-    let mut client = dial(&ledger, &CancellationToken::new());
-    for (number, line) in script.lines().enumerate() {
-        let failed = |heard: &dyn fmt::Debug| Err(format!("line {}: {line}\n  heard {heard:?}", number + 1));
-        let (kind, rest) = line.split_at(line.len().min(2));
-        let rest = rest.strip_prefix(' ').unwrap_or(rest);
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// The envelope in words, for `E:`.
+fn words(envelope: &Envelope) -> String {
+    let Envelope { peer, mail_from, recipients: _, smtputf8, dsn, require_tls } = envelope;
+    let from = mail_from.as_ref().map(ToString::to_string).unwrap_or_default();
+    let mut words = format!("from <{from}> helo {} ip {}", peer.helo, peer.ip);
+    let said = [(peer.extended, " extended"), (peer.tls.is_some(), " tls"), (*smtputf8, " smtputf8"), (*require_tls, " requiretls")];
+    words.extend(said.iter().filter(|(is, _)| *is).map(|(_, word)| *word));
+    if let Some(dsn) = dsn {
+        assert_eq!(dsn.recipients.len(), envelope.recipients.len(), "one for each recipient");
+        words += &format!(" dsn {}", serde_json::to_string(dsn).unwrap());
+    }
+    words
+}
+
+struct Player {
+    ledger: Ledger,
+    client: Option<Client<Box<dyn Stream>>>,
+}
+
+impl Player {
+    /// Connects as the first lines of the script want it.
+    async fn begin(script: &str) -> Player {
+        let ledger = Ledger::default();
+        let mut house = house(&ledger);
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let mut client = Client { stream: BufStream::new(Box::new(far) as Box<dyn Stream>) };
+        let mut lines = script.lines().peekable();
+        for wish in script.lines().filter_map(|line| line.strip_prefix("@ ")) {
+            match wish.split_once(' ').unwrap_or((wish, "")) {
+                ("tls", _) => house.entrance = Entrance::Tls,
+                ("proxy", _) => house.proxies = crate::config::Network::parse("127.0.0.0/8").into_iter().collect(),
+                ("size", octets) => house.max_message_size = octets.parse().unwrap(),
+                ("early", _) => {
+                    let first = lines.find(|line| line.starts_with("C")).unwrap();
+                    client.send(format!("{}\r\n", &first[3..]).as_bytes()).await;
+                }
+                _ => panic!("what is {wish:?}?"),
+            }
+        }
+        let pass = house.guard.admit().unwrap();
+        tokio::spawn(attend(Arc::new(house), near, caller().ip, pass, CancellationToken::new()));
+        Player { ledger, client: Some(client) }
+    }
+
+    fn client(&mut self) -> &mut Client<Box<dyn Stream>> {
+        self.client.as_mut().unwrap()
+    }
+
+    fn last(&self) -> Option<Received> {
+        self.ledger.received.lock().unwrap().last().cloned()
+    }
+
+    /// Plays one line; the error is what was heard instead.
+    async fn line(&mut self, kind: &str, rest: &str) -> Result<(), String> {
+        let failed = |heard: &dyn fmt::Debug| Err(format!("{heard:?}"));
         match kind {
-            "C:" => client.send(format!("{rest}\r\n").as_bytes()).await,
-            "C>" => client.send(&unescape(rest)).await,
+            "C:" => self.client().send(format!("{rest}\r\n").as_bytes()).await,
+            "C>" => self.client().send(&unescape(rest)).await,
+            "X>" => self.client().send(&unhex(rest)).await,
             "C*" => {
                 let (times, text) = rest.split_once(' ').unwrap();
-                client.send(format!("{text}\r\n").repeat(times.parse().unwrap()).as_bytes()).await;
+                let times = times.parse().unwrap();
+                self.client().send(format!("{text}\r\n").repeat(times).as_bytes()).await;
             }
-            "S:" => match client.hear().await {
+            "S:" => match self.client().listen().await? {
                 Some(heard) if heard.starts_with(rest) => {}
                 heard => return failed(&heard),
             },
             "S*" => loop {
-                match client.hear().await {
+                match self.client().listen().await? {
                     Some(heard) if heard.starts_with(rest) => break,
                     Some(_) => {}
                     None => return failed(&"the end"),
                 }
             },
-            "S." => match client.hear().await {
+            "S." => match self.client().listen().await? {
                 None => {}
                 heard => return failed(&heard),
             },
+            "T." => {
+                let stream = self.client.take().unwrap().stream.into_inner();
+                let name = ServerName::try_from("mx.agents.example").unwrap();
+                match TlsConnector::from(TLS.opportunistic()).connect(name, stream).await {
+                    Ok(stream) => self.client = Some(Client { stream: BufStream::new(Box::new(stream)) }),
+                    Err(error) => return failed(&error),
+                }
+            }
             "M:" => {
-                let received = ledger.received.lock().unwrap();
-                let to = received.last().map(|(envelope, _)| {
+                let to = self.last().map(|(envelope, _)| {
                     envelope.recipients.iter().map(|to| format!(" {to}")).collect::<String>()
                 });
-                let heard = format!("{}{}", received.len(), to.unwrap_or_default());
+                let heard = format!("{}{}", self.ledger.received.lock().unwrap().len(), to.unwrap_or_default());
                 if heard != rest {
                     return failed(&heard);
                 }
             }
-            _ if line.is_empty() || line.starts_with('#') => {}
-            _ => return Err(format!("line {}: what is {line:?}?", number + 1)),
+            "E:" => {
+                let heard = self.last().map(|(envelope, _)| words(&envelope)).unwrap_or_default();
+                if !heard.contains(rest) {
+                    return failed(&heard);
+                }
+            }
+            "B:" => {
+                let heard = self.last().map(|(_, raw)| raw).unwrap_or_default();
+                if heard != unescape(rest) {
+                    return failed(&String::from_utf8_lossy(&heard));
+                }
+            }
+            _ => return failed(&"a line of no kind"),
         }
+        Ok(())
+    }
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(16)).collect();
+    digits.chunks(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect()
+}
+
+/// Plays a dialogue; the error names the line that did not happen.
+async fn play(script: &str) -> Result<(), String> {
+    let mut player = Player::begin(script).await;
+    let mut early = script.lines().any(|line| line == "@ early");
+    for (number, line) in script.lines().enumerate() {
+        if line.is_empty() || line.starts_with(['#', '@']) {
+            continue;
+        }
+        // What was said early has been said.
+        if line.starts_with('C') && std::mem::take(&mut early) {
+            continue;
+        }
+        let (kind, rest) = line.split_at(line.len().min(2));
+        let rest = rest.strip_prefix(' ').unwrap_or(rest);
+        let played = player.line(kind, rest).await;
+        played.map_err(|heard| format!("line {}: {line}\n  heard {heard}", number + 1))?;
     }
     Ok(())
 }
@@ -214,11 +322,14 @@ async fn dialogues() {
         let path = entry.unwrap().path();
         let script = std::fs::read_to_string(&path).unwrap();
         players.spawn(async move {
-            play(&script).await.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+            play(&script).await.map_err(|error| format!("{}: {error}", name.unwrap_or_default()))
         });
     }
-    assert!(players.len() >= 16, "only {} dialogues found", players.len());
-    players.join_all().await;
+    let played = players.len();
+    let failed: Vec<String> = players.join_all().await.into_iter().filter_map(Result::err).collect();
+    assert!(failed.is_empty(), "{} of {played} failed:\n{}", failed.len(), failed.join("\n"));
+    assert!(played >= 120, "only {played} dialogues found");
 }
 
 /// chasquid's dialogues, of which only the class of each reply can be compared: the texts are its own.
