@@ -96,6 +96,8 @@ impl WireMessage {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn stuffed(text: &str) -> String {
@@ -117,6 +119,50 @@ mod tests {
     fn no_bare_line_end_is_ever_sent() {
         for text in ["a\nb", "a\rb", "a\r\n.\n", "a\n.\r\n", "\r\r\n.\r\r\n", "a\r", "a\r\r\n"] {
             assert!(WireMessage::new(&[text.as_bytes()]).is_err(), "{text:?} was taken");
+        }
+    }
+
+    /// Octets that are likely to matter, in parts cut anywhere.
+    fn parts() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        let chunk = prop_oneof![
+            4 => Just(b"\r\n".to_vec()),
+            2 => Just(b"\r\n.\r\n".to_vec()),
+            2 => Just(b".".to_vec()),
+            1 => Just(b"\n".to_vec()),
+            1 => Just(b"\r".to_vec()),
+            4 => "[a-z.]{0,9}".prop_map(String::into_bytes),
+        ];
+        let part = proptest::collection::vec(chunk, 0..12).prop_map(|chunks| chunks.concat());
+        proptest::collection::vec(part, 1..4)
+    }
+
+    proptest! {
+        /// Whatever the message: it is not sent, or its lines end with CRLF alone, it has one end, and a receiver
+        /// that takes the dots off has what was to be sent.
+        #[test]
+        fn what_is_sent_has_one_end_and_arrives_as_it_was(parts in parts()) {
+            let whole = parts.concat();
+            let bare = |at: usize| match whole[at] {
+                b'\r' => whole.get(at + 1) != Some(&b'\n'),
+                b'\n' => at == 0 || whole[at - 1] != b'\r',
+                _ => false,
+            };
+            let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+            let Ok(message) = WireMessage::new(&slices) else {
+                // A CRLF that two parts share is refused as well: nobody makes such parts.
+                let split = parts.windows(2).any(|two| two[0].ends_with(b"\r"));
+                prop_assert!(split || (0..whole.len()).any(bare));
+                return Ok(());
+            };
+            prop_assert!(!(0..whole.len()).any(bare));
+            let sent = [b"\r\n", message.stuffed()].concat();
+            let ends: Vec<usize> = (0..sent.len() - 4).filter(|&at| sent[at..].starts_with(b"\r\n.\r\n")).collect();
+            prop_assert_eq!(ends, vec![sent.len() - 5]);
+            let lines = sent[2..sent.len() - 3].split_inclusive(|&b| b == b'\n');
+            let received: Vec<u8> = lines.flat_map(|line| line.strip_prefix(b".").unwrap_or(line).to_vec()).collect();
+            let complete = whole.is_empty() || whole.ends_with(b"\r\n");
+            let expected = if complete { whole } else { [whole, b"\r\n".to_vec()].concat() };
+            prop_assert_eq!(received, expected);
         }
     }
 

@@ -280,7 +280,10 @@ mod tests {
             ("MAIL FROM:ann@friend.example", mail("ann@friend.example", none())),
             ("MAIL FROM:<@a.example,@b.example:ann@friend.example>", mail("ann@friend.example", none())),
             ("MAIL FROM:<\"a>b\"@friend.example>", mail("\"a>b\"@friend.example", none())),
-            ("MAIL FROM:<a@b.example> SIZE=12", mail("a@b.example", MailParameters { size: Some(12), ..none() })),
+            (
+                "MAIL FROM:<a@b.example> SIZE=12",
+                mail("a@b.example", MailParameters { size: Some(12), ..none() }),
+            ),
             (
                 "MAIL FROM:<a@b.example>  size=99999999999999999999 body=8bitmime",
                 mail("a@b.example", MailParameters { size: Some(u64::MAX), ..none() }),
@@ -314,7 +317,10 @@ mod tests {
                 "RCPT TO:<ada@agents.example> notify=never orcpt=rfc822;Bob+2Bx@b.example",
                 rcpt(
                     "ada@agents.example",
-                    DsnRecipient { notify: Some(Notify::Never), orcpt: Some("rfc822;Bob+x@b.example".into()) },
+                    DsnRecipient {
+                        notify: Some(Notify::Never),
+                        orcpt: Some("rfc822;Bob+x@b.example".into()),
+                    },
                 ),
             ),
             ("DATA", Command::Data),

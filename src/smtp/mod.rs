@@ -20,6 +20,8 @@ mod proxy;
 mod reply;
 mod session;
 #[cfg(test)]
+mod smuggling_tests;
+#[cfg(test)]
 mod transcript;
 mod wire;
 

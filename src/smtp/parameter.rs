@@ -55,7 +55,8 @@ impl MailParameters {
                 }
                 ("ENVID", Some(value)) if mail.envid.is_none() => {
                     let envid = (value.len() <= MAX_ENVID).then(|| xtext(value)).flatten();
-                    mail.envid = Some(envid.ok_or(CommandError::Parameter("ENVID is at most 100 octets of xtext"))?);
+                    mail.envid =
+                        Some(envid.ok_or(CommandError::Parameter("ENVID is at most 100 octets of xtext"))?);
                 }
                 ("SIZE" | "BODY" | "RET" | "ENVID", _) => {
                     return Err(CommandError::Parameter("SIZE, BODY, RET and ENVID take a value, each once"));
@@ -79,7 +80,8 @@ pub(crate) fn rcpt<'a>(parameters: impl Iterator<Item = &'a str>) -> Result<DsnR
         match (keyword.as_str(), value) {
             ("NOTIFY", Some(value)) if rcpt.notify.is_none() => rcpt.notify = Some(notify(value)?),
             ("ORCPT", Some(value)) if rcpt.orcpt.is_none() => {
-                rcpt.orcpt = Some(orcpt(value).ok_or(CommandError::Parameter("ORCPT is type;address in xtext"))?);
+                rcpt.orcpt =
+                    Some(orcpt(value).ok_or(CommandError::Parameter("ORCPT is type;address in xtext"))?);
             }
             ("NOTIFY" | "ORCPT", _) => {
                 return Err(CommandError::Parameter("NOTIFY and ORCPT take a value, each once"));
@@ -132,7 +134,11 @@ fn notify(value: &str) -> Result<Notify, CommandError> {
             "SUCCESS" => NotifyOn::Success,
             "FAILURE" => NotifyOn::Failure,
             "DELAY" => NotifyOn::Delay,
-            _ => return Err(CommandError::Parameter("NOTIFY is NEVER alone, or of SUCCESS, FAILURE and DELAY")),
+            _ => {
+                return Err(CommandError::Parameter(
+                    "NOTIFY is NEVER alone, or of SUCCESS, FAILURE and DELAY",
+                ));
+            }
         };
         if on.contains(&occasion) {
             return Err(CommandError::Parameter("NOTIFY names an occasion twice"));
@@ -214,8 +220,16 @@ mod tests {
         assert_eq!(orcpt("RFC822;ada+2Bnews@x.example").as_deref(), Some("rfc822;ada+news@x.example"));
         assert_eq!(orcpt("utf-8;\\x{E5}sa@x.example").as_deref(), Some("utf-8;åsa@x.example"));
         assert_eq!(orcpt("utf-8;åsa@x.example").as_deref(), Some("utf-8;åsa@x.example"));
-        for bad in ["ada@x", ";a", "rfc822;", "r c;a", "utf-8;\\x{0A}", "utf-8;\\x{D800}", "utf-8;\\x{1}", "utf-8;\\y"]
-        {
+        for bad in [
+            "ada@x",
+            ";a",
+            "rfc822;",
+            "r c;a",
+            "utf-8;\\x{0A}",
+            "utf-8;\\x{D800}",
+            "utf-8;\\x{1}",
+            "utf-8;\\y",
+        ] {
             assert_eq!(orcpt(bad), None, "{bad}");
         }
     }

@@ -340,7 +340,11 @@ impl<'h, B: Backend> Session<'h, B> {
         // RFC 3030 §2 leaves the state open after an error and asks for RSET; nothing is what RSET leaves too.
         self.transaction = None;
         // As for DATA: draining is a courtesy to clients that count differently.
-        if size > limit.saturating_mul(limits::SMTP_DRAINED) { Step::Close(refusal) } else { Step::SkipChunk { size, reply: refusal } }
+        if size > limit.saturating_mul(limits::SMTP_DRAINED) {
+            Step::Close(refusal)
+        } else {
+            Step::SkipChunk { size, reply: refusal }
+        }
     }
 
     /// What BDAT brought so far, taken out of the transaction while more is read; new with the first chunk.
@@ -381,7 +385,9 @@ impl<'h, B: Backend> Session<'h, B> {
             Err(reply) => return reply,
         };
         let MailParameters { smtputf8, ret, require_tls, envid, .. } = transaction.parameters;
-        let asked = ret.is_some() || envid.is_some() || transaction.dsn.iter().any(|one| *one != DsnRecipient::default());
+        let asked = ret.is_some()
+            || envid.is_some()
+            || transaction.dsn.iter().any(|one| *one != DsnRecipient::default());
         let dsn = asked.then(|| Box::new(Dsn { ret, envid, recipients: transaction.dsn }));
         let envelope = Envelope {
             peer: Peer {

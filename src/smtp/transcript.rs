@@ -180,7 +180,12 @@ fn words(envelope: &Envelope) -> String {
     let Envelope { peer, mail_from, recipients: _, smtputf8, dsn, require_tls } = envelope;
     let from = mail_from.as_ref().map(ToString::to_string).unwrap_or_default();
     let mut words = format!("from <{from}> helo {} ip {}", peer.helo, peer.ip);
-    let said = [(peer.extended, " extended"), (peer.tls.is_some(), " tls"), (*smtputf8, " smtputf8"), (*require_tls, " requiretls")];
+    let said = [
+        (peer.extended, " extended"),
+        (peer.tls.is_some(), " tls"),
+        (*smtputf8, " smtputf8"),
+        (*require_tls, " requiretls"),
+    ];
     words.extend(said.iter().filter(|(is, _)| *is).map(|(_, word)| *word));
     if let Some(dsn) = dsn {
         assert_eq!(dsn.recipients.len(), envelope.recipients.len(), "one for each recipient");
@@ -205,7 +210,9 @@ impl Player {
         for wish in script.lines().filter_map(|line| line.strip_prefix("@ ")) {
             match wish.split_once(' ').unwrap_or((wish, "")) {
                 ("tls", _) => house.entrance = Entrance::Tls,
-                ("proxy", _) => house.proxies = crate::config::Network::parse("127.0.0.0/8").into_iter().collect(),
+                ("proxy", _) => {
+                    house.proxies = crate::config::Network::parse("127.0.0.0/8").into_iter().collect()
+                }
                 ("size", octets) => house.max_message_size = octets.parse().unwrap(),
                 ("early", _) => {
                     let first = lines.find(|line| line.starts_with("C")).unwrap();
@@ -266,7 +273,8 @@ impl Player {
                 let to = self.last().map(|(envelope, _)| {
                     envelope.recipients.iter().map(|to| format!(" {to}")).collect::<String>()
                 });
-                let heard = format!("{}{}", self.ledger.received.lock().unwrap().len(), to.unwrap_or_default());
+                let heard =
+                    format!("{}{}", self.ledger.received.lock().unwrap().len(), to.unwrap_or_default());
                 if heard != rest {
                     return failed(&heard);
                 }

@@ -1,11 +1,16 @@
 //! An SMTP client of our own: scriptable, in clear or after STARTTLS, and free to be rude. It keeps the dialogue, so
 //! that a failing test can show it.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
@@ -29,7 +34,19 @@ pub struct Reply {
 impl Smtp {
     /// Connects and reads the greeting.
     pub async fn connect(address: SocketAddr) -> io::Result<Smtp> {
-        let stream = timeout(Duration::from_secs(60), TcpStream::connect(address)).await??;
+        Smtp::over(timeout(Duration::from_secs(60), TcpStream::connect(address)).await??).await
+    }
+
+    /// Connects from an address of this machine and says something before it reads the greeting.
+    pub async fn connect_from(from: IpAddr, address: SocketAddr, first: &[u8]) -> io::Result<Smtp> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(from, 0))?;
+        let mut stream = timeout(Duration::from_secs(60), socket.connect(address)).await??;
+        stream.write_all(first).await?;
+        Smtp::over(stream).await
+    }
+
+    async fn over(stream: TcpStream) -> io::Result<Smtp> {
         stream.set_nodelay(true)?;
         let mut smtp = Smtp {
             wire: BufReader::new(Box::new(stream)),
@@ -60,6 +77,17 @@ impl Smtp {
                 other => panic!("{caller}: {line:?} should give {code}, gave {other:?}\n{}", self.transcript),
             }
         }
+    }
+
+    /// Bytes as they are, whose reply must have this code.
+    pub async fn expect_bytes(&mut self, bytes: &[u8], code: u16) {
+        self.write(bytes).await.expect("the connection holds");
+        let reply = self.reply().await;
+        assert!(
+            matches!(&reply, Ok(reply) if reply.code == code),
+            "{code}, not {reply:?}\n{}",
+            self.transcript
+        );
     }
 
     /// Bytes as they are.
@@ -107,7 +135,7 @@ impl Smtp {
         self.expect("EHLO client.example", 250).await;
         self.expect("STARTTLS", 220).await;
         assert!(self.wire.buffer().is_empty(), "something was said in clear after 220");
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(trusting()));
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(trusting(rustls::ALL_VERSIONS)));
         let name = rustls::pki_types::ServerName::try_from("mx.agents.example").expect("name");
         let tls = connector.connect(name, self.wire.into_inner()).await.expect("TLS");
         Smtp { wire: BufReader::new(Box::new(tls)), transcript: self.transcript, patience: self.patience }
@@ -159,7 +187,8 @@ pub fn stuffed(message: &[u8]) -> Vec<u8> {
     out
 }
 
-fn trusting() -> rustls::ClientConfig {
+/// TLS that takes any certificate.
+pub fn trusting(versions: &[&'static rustls::SupportedProtocolVersion]) -> rustls::ClientConfig {
     #[derive(Debug)]
     struct Anything;
     use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -198,7 +227,7 @@ fn trusting() -> rustls::ClientConfig {
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .expect("TLS versions")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anything))
