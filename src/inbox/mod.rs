@@ -190,24 +190,14 @@ pub async fn route(floor: &Floor, address: &Address) -> Result<Route, InboxError
     let local = bare.as_deref().unwrap_or(&key).split('@').next().unwrap_or_default().to_owned();
     let operator = RESERVED.contains(&local.as_str()).then(|| operator_address(address.domain()));
     let names: Vec<String> = [Some(key), operator, bare].into_iter().flatten().collect();
-    let found = floor
-        .store
-        .read(move |tx| {
-            Box::pin(async move {
-                if let Some((inbox, message_key)) = answered {
-                    let found = inbox::by_key(tx, inbox).await?;
-                    return Ok::<_, StoreError>(found.map(|i| (i, Some(message_key))));
-                }
-                // An exact address beats a tag.
-                for name in &names {
-                    if let Some(found) = inbox::by_address(tx, name).await? {
-                        return Ok(Some((found, None)));
-                    }
-                }
-                Ok(None)
-            })
-        })
-        .await?;
+    let found = match answered {
+        Some((key, message_key)) => {
+            let found = floor.store.read(move |tx| Box::pin(inbox::by_key(tx, key))).await?;
+            found.map(|inbox| (inbox, Some(message_key)))
+        }
+        // An exact address beats a tag.
+        None => floor.store.inbox_at(names).await?.map(|inbox| (inbox, None)),
+    };
     Ok(match found {
         Some((inbox, answers)) => Route::Inbox(Recipient {
             policy: Policy::new(&floor.config, &inbox),

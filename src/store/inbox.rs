@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::policy::ReceivePolicy;
-use super::{Row, StoreError, Tx};
+use super::{Row, StoreError, Topic, Tx};
 use crate::clock::Millis;
 use crate::ids::InboxKey;
 
@@ -128,6 +128,7 @@ fn from_row(row: &Row) -> Result<Inbox, StoreError> {
 
 /// Makes an inbox with its mailboxes. `Conflict` where the address or the client id is taken.
 pub async fn create(tx: &mut Tx, new: &NewInbox) -> Result<Inbox, StoreError> {
+    tx.wake(Topic::Inboxes);
     let now = tx.now();
     let limits = Limits::default();
     let rows = tx
@@ -235,6 +236,7 @@ pub async fn addresses(tx: &mut Tx, inboxes: &[InboxKey]) -> Result<HashMap<Inbo
 
 /// Writes what can be changed; the caller has read the rest in this transaction.
 pub async fn update(tx: &mut Tx, inbox: &Inbox) -> Result<(), StoreError> {
+    tx.wake(Topic::Inboxes);
     tx.execute(
         "UPDATE inbox SET display_name = $3, status = $4, metadata = $5, per_minute = $6, per_hour = $7,
                 per_day = $8, updated_at = $9
@@ -257,6 +259,7 @@ pub async fn update(tx: &mut Tx, inbox: &Inbox) -> Result<(), StoreError> {
 
 /// Frees the address at once. Nothing of the inbox can be reached any more; what waits to leave is canceled.
 pub async fn delete(tx: &mut Tx, key: InboxKey) -> Result<(), StoreError> {
+    tx.wake(Topic::Inboxes);
     let args = [key.pod.into(), key.inbox.into(), tx.now().into()];
     tx.execute(
         "UPDATE inbox SET deleted_at = $3, updated_at = $3 WHERE pod_key = $1 AND inbox_key = $2",

@@ -12,6 +12,7 @@
 pub mod audit;
 pub mod body;
 pub mod delivery;
+mod directory;
 pub mod dkim_key;
 pub mod event;
 pub mod held;
@@ -93,6 +94,7 @@ impl StoreError {
 pub struct Store {
     backend: Backend,
     wakeups: Wakeups,
+    directory: directory::Directory,
 }
 
 #[derive(Clone)]
@@ -129,7 +131,7 @@ impl Store {
                 Backend::Postgres(postgres::Postgres::open(url, wakeups.clone()).await?)
             }
         };
-        Ok(Store { backend, wakeups })
+        Ok(Store { backend, wakeups, directory: directory::Directory::new() })
     }
 
     /// Runs `f` in one transaction; its effects are durable when this returns `Ok`, and undone when `f` fails.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::message::{from_json, to_json};
-use super::{StoreError, Tx};
+use super::{StoreError, Topic, Tx};
 use crate::config::{DmarcHandling, Spoofed, Unauthenticated};
 use crate::ids::InboxKey;
 
@@ -42,6 +42,7 @@ pub async fn put_domain(tx: &mut Tx, domain: &str, policy: &ReceivePolicy) -> Re
         &[domain.into(), to_json(policy)?.into(), tx.now().into()],
     )
     .await?;
+    tx.wake(Topic::Inboxes);
     Ok(())
 }
 
@@ -51,5 +52,6 @@ pub async fn put_inbox(tx: &mut Tx, key: InboxKey, policy: &ReceivePolicy) -> Re
         &[key.pod.into(), key.inbox.into(), to_json(policy)?.into(), tx.now().into()],
     )
     .await?;
+    tx.wake(Topic::Inboxes);
     Ok(())
 }

@@ -280,11 +280,12 @@ impl Writer {
         if outcome.is_err() {
             self.undo();
         }
-        for job in group {
-            job.answer(outcome.clone());
-        }
+        // Told before it is answered: whoever hears of a change finds nothing that was remembered from before.
         for topic in self.tx.wakes.drain(..) {
             self.wakeups.tell(topic);
+        }
+        for job in group {
+            job.answer(outcome.clone());
         }
     }
 

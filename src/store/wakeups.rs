@@ -14,22 +14,25 @@ pub enum Topic {
     Work,
     /// A delivery became due.
     Queue,
+    /// An inbox or a policy was made, changed or deleted.
+    Inboxes,
 }
 
 impl Topic {
-    pub(super) const ALL: [Topic; 3] = [Topic::Events, Topic::Work, Topic::Queue];
+    pub(super) const ALL: [Topic; 4] = [Topic::Events, Topic::Work, Topic::Queue, Topic::Inboxes];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Topic::Events => "events",
             Topic::Work => "work",
             Topic::Queue => "queue",
+            Topic::Inboxes => "inboxes",
         }
     }
 }
 
 #[derive(Clone)]
-pub struct Wakeups(Arc<[watch::Sender<u64>; 3]>);
+pub struct Wakeups(Arc<[watch::Sender<u64>; 4]>);
 
 impl Wakeups {
     pub(super) fn new() -> Wakeups {
@@ -41,16 +44,22 @@ impl Wakeups {
         self.sender(topic).subscribe()
     }
 
+    /// How often the topic was told.
+    pub(super) fn count(&self, topic: Topic) -> u64 {
+        *self.sender(topic).borrow()
+    }
+
     pub(super) fn tell(&self, topic: Topic) {
         self.sender(topic).send_modify(|n| *n = n.wrapping_add(1));
     }
 
     fn sender(&self, topic: Topic) -> &watch::Sender<u64> {
-        let [events, work, queue] = &*self.0;
+        let [events, work, queue, inboxes] = &*self.0;
         match topic {
             Topic::Events => events,
             Topic::Work => work,
             Topic::Queue => queue,
+            Topic::Inboxes => inboxes,
         }
     }
 }
