@@ -86,6 +86,9 @@ async fn rsa_sha1_costs_no_lookup() {
     assert_eq!((seen.dkim[0].domain.as_str(), seen.dmarc.result), ("sender.example", AuthResult::Fail));
 }
 
+/// A resolver that has nobody to ask.
+static NOBODY: std::sync::OnceLock<Resolver> = std::sync::OnceLock::new();
+
 proptest::proptest! {
     /// A header field is a stranger's text.
     #[test]
@@ -100,13 +103,11 @@ proptest::proptest! {
         let message = signed::Message::new(raw.as_bytes());
         let read = dkim::read(&message, &["a.example".to_owned()], NOW);
         proptest::prop_assert_eq!(read.candidates.len() + read.refused.len(), 2);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let dns = Resolver::new(&["127.0.0.1:1".parse().unwrap()]).unwrap();
-            let lookups = Lookups::new(&dns);
-            // A share of nothing: no key is asked for.
-            let chain = arc::check(&lookups.share(0), &message, NOW).await;
-            assert_ne!(chain.record.result, AuthResult::Pass);
-        });
+        // A share of nothing: no key is asked for, and so nothing is waited for.
+        let dns = NOBODY.get_or_init(|| Resolver::new(&["127.0.0.1:1".parse().unwrap()]).unwrap());
+        let lookups = Lookups::new(dns);
+        let none = lookups.share(0);
+        let chain = arc::check(&none, &message, NOW).now_or_never().unwrap();
+        proptest::prop_assert_ne!(chain.record.result, AuthResult::Pass);
     }
 }
