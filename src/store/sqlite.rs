@@ -47,6 +47,8 @@ where
     F: for<'t> Fn(&'t mut Tx) -> BoxFuture<'t, Result<T, E>> + Send,
 {
     fn run(&mut self, tx: &mut Tx) -> bool {
+        // Of a run that was undone.
+        self.outcome = None;
         let outcome = poll_once((self.f)(tx));
         let keep = outcome.is_ok();
         self.outcome = Some(outcome);
@@ -96,7 +98,7 @@ impl Sqlite {
             match open_writer(&path, &clock, Arc::clone(&writer_log)) {
                 Ok(tx) => {
                     if opened.send(Ok(())).is_ok() {
-                        Writer { tx, clock, wakeups, careful: 0, log: writer_log, checkpoints }
+                        Writer { tx, clock, wakeups, careful: 0, log: writer_log, checkpoints, asked: false }
                             .run(&write_jobs);
                     }
                 }
@@ -179,10 +181,11 @@ fn open_connection(path: &PathBuf) -> Result<rusqlite::Connection, StoreError> {
     connection
         .execute_batch(
             // A message changes some 25 pages, most of them the ends of its inbox's own indexes: what a commit
-            // syncs is their number times their size.
+            // syncs is their number times their size. A log that grew beyond 128 MiB is cut when it begins anew.
             "PRAGMA page_size = 4096;
              PRAGMA journal_mode = WAL;
              PRAGMA synchronous = FULL;
+             PRAGMA journal_size_limit = 134217728;
              PRAGMA cache_size = -32768;
              PRAGMA temp_store = MEMORY;",
         )
@@ -242,6 +245,8 @@ struct Writer {
     log: Arc<Log>,
     /// Asks for a checkpoint.
     checkpoints: async_channel::Sender<()>,
+    /// One is asked for, and not done.
+    asked: bool,
     /// Groups that are still run with a savepoint for each job, because one failed lately.
     careful: u32,
 }
@@ -294,9 +299,10 @@ impl Writer {
     fn fold(&mut self) {
         if self.log.folded.swap(false, Ordering::AcqRel) {
             drop(self.batch("PRAGMA wal_checkpoint(PASSIVE)"));
-        } else if self.log.pages.load(Ordering::Relaxed) >= CHECKPOINT_PAGES {
-            // Asked already, where there is no room.
-            let _asked = self.checkpoints.try_send(());
+            self.asked = false;
+        } else if !self.asked && self.log.pages.load(Ordering::Relaxed) >= CHECKPOINT_PAGES {
+            // Once, or the other thread would begin again while the writer folds the rest.
+            self.asked = self.checkpoints.try_send(()).is_ok();
         }
     }
 
