@@ -2,7 +2,7 @@
 //!
 //! Pure, bounded, linear, and believed by nobody but those who know the return path it came by: anybody can
 //! write a message that looks like a bounce. Fields are read where there are any (`fields`), prose where there are
-//! none (`prose`); `reason` weighs what was said, by the phrases in `phrases`.
+//! none (`prose`); `reason` weighs what was said, by the phrases in `phrases.txt`.
 //!
 //! An answer of a person or a vacation program is no bounce, whoever it quotes.
 //!

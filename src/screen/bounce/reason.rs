@@ -51,6 +51,44 @@ pub enum Reason {
 }
 
 impl Reason {
+    const ALL: [Reason; 30] = [
+        Reason::UserUnknown,
+        Reason::HostUnknown,
+        Reason::HasMoved,
+        Reason::NotAccept,
+        Reason::MailboxFull,
+        Reason::Suspended,
+        Reason::Filtered,
+        Reason::Rejected,
+        Reason::AuthFailure,
+        Reason::BadReputation,
+        Reason::Blocked,
+        Reason::RequirePtr,
+        Reason::SpamDetected,
+        Reason::VirusDetected,
+        Reason::PolicyViolation,
+        Reason::SecurityError,
+        Reason::ContentError,
+        Reason::NoRelaying,
+        Reason::TooBig,
+        Reason::RateLimited,
+        Reason::Expired,
+        Reason::NetworkError,
+        Reason::SystemError,
+        Reason::SystemFull,
+        Reason::MailerError,
+        Reason::SyntaxError,
+        Reason::OnHold,
+        Reason::Undefined,
+        Reason::Delivered,
+        Reason::Feedback,
+    ];
+
+    /// The reverse of `text`.
+    pub(super) fn parse(text: &str) -> Option<Reason> {
+        Reason::ALL.into_iter().find(|reason| reason.text() == text)
+    }
+
     pub fn text(self) -> &'static str {
         match self {
             Reason::UserUnknown => "userunknown",
@@ -338,7 +376,7 @@ pub(super) fn code_in(text: &str) -> Option<u16> {
         let three = octets.get(range(at, at + 3)).filter(|d| d.iter().all(u8::is_ascii_digit));
         let Some(three) = three else { continue };
         let before = at.checked_sub(1).and_then(|before| octets.get(before));
-        let begins = before.is_none_or(|b| b" \t\n(<[:>\"'=".contains(b));
+        let begins = before.is_none_or(|b| b" \t\n(<[:>\"'=#".contains(b));
         let ends = octets.get(at + 3).is_none_or(|b| b" \t\n-:);,.#\"'".contains(b));
         let next_is_digit = octets.get(at + 4).is_some_and(u8::is_ascii_digit);
         let dotted = octets.get(at + 3).is_some_and(|b| b".,:".contains(b)) && next_is_digit;
