@@ -1,5 +1,6 @@
-//! Allow and block lists: for what is sent, received, and received as a reply; of the organization and of an inbox.
-//! Everybody within the scope may read them; only organization keys change them (DESIGN.md §4.6).
+//! Allow and block lists: for what is sent, received, and received as a reply; of the organization, a pod, an inbox.
+//! Everybody within the scope may read them; an inbox's own key never changes them, a pod's not the organization's
+//! (DESIGN.md §4.6).
 
 use std::sync::Arc;
 
@@ -23,6 +24,9 @@ use crate::api::query::Query;
 use crate::clock::rfc3339;
 use crate::floor::Floor;
 use crate::ids::InboxKey;
+use crate::principal::Scope;
+use crate::store::event::{self, NewEvent};
+use crate::store::inbox::DEFAULT_POD;
 use crate::store::list::{self, ListDirection, ListEntry, ListType};
 use crate::store::page::Place;
 use crate::store::{StoreError, Tx, audit};
@@ -31,6 +35,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(list_all, create))
         .routes(routes!(get, delete))
+        .routes(routes!(list_of_pod, create_of_pod))
+        .routes(routes!(get_of_pod, delete_of_pod))
         .routes(routes!(list_of_inbox, create_of_inbox))
         .routes(routes!(get_of_inbox, delete_of_inbox))
 }
@@ -103,7 +109,7 @@ impl Named {
             list_type: self.list_type.text(),
             entry_type: if entry.is_domain { "domain" } else { "email" },
             created_at: rfc3339(entry.created_at),
-            pod_id: self.inbox_id.is_some().then_some(POD_ID),
+            pod_id: (self.scope != list::ORGANIZATION).then_some(POD_ID),
             inbox_id: self.inbox_id.clone(),
         }
     }
@@ -111,10 +117,22 @@ impl Named {
 
 async fn of_organization(caller: &Caller, path: &RawPath) -> Answer<Named> {
     // What binds the whole organization is no secret of its inboxes, but out of their scope.
-    if !caller.0.is_admin() {
+    if caller.0.scope != Scope::Organization {
         return Err(Problem::not_found("List").fix("An inbox's key reads /v0/inboxes/{inbox_id}/lists/…"));
     }
     Named::parse(path, 2, list::ORGANIZATION, None)
+}
+
+async fn of_pod(caller: &Caller, path: &RawPath) -> Answer<Named> {
+    let reached = match caller.0.scope {
+        Scope::Organization => true,
+        Scope::Pod(pod) => pod == DEFAULT_POD,
+        Scope::Inbox(_) => false,
+    };
+    if !reached || path.segment(2)? != POD_ID {
+        return Err(Problem::not_found("Pod"));
+    }
+    Named::parse(path, 4, list::pod(DEFAULT_POD), None)
 }
 
 async fn of_inbox(floor: &Floor, caller: &Caller, path: &RawPath) -> Answer<Named> {
@@ -146,6 +164,25 @@ async fn list_all(
     query: Query,
 ) -> Answer<Json<ListEntriesResponse>> {
     let named = of_organization(&caller, &path).await?;
+    page_of(&floor, &caller, named, query).await
+}
+
+/// A list of a pod.
+#[utoipa::path(
+    get, path = "/v0/pods/{pod_id}/lists/{direction}/{type}", tag = "lists",
+    params(
+        ("pod_id" = String, Path), ("direction" = String, Path), ("type" = String, Path),
+        ("limit" = Option<i64>, Query), ("page_token" = Option<String>, Query)
+    ),
+    responses((status = 200, body = ListEntriesResponse), (status = 404, body = ErrorShape))
+)]
+async fn list_of_pod(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    query: Query,
+) -> Answer<Json<ListEntriesResponse>> {
+    let named = of_pod(&caller, &path).await?;
     page_of(&floor, &caller, named, query).await
 }
 
@@ -207,6 +244,23 @@ async fn create(
     add(&floor, &caller, named, request).await
 }
 
+/// Adds an entry to a list of a pod.
+#[utoipa::path(
+    post, path = "/v0/pods/{pod_id}/lists/{direction}/{type}", tag = "lists",
+    params(("pod_id" = String, Path), ("direction" = String, Path), ("type" = String, Path)),
+    request_body = CreateListEntryRequest,
+    responses((status = 200, body = EntryView), (status = 400, body = ErrorShape), (status = 404, body = ErrorShape))
+)]
+async fn create_of_pod(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    JsonBody(request): JsonBody<CreateListEntryRequest>,
+) -> Answer<Json<EntryView>> {
+    let named = of_pod(&caller, &path).await?;
+    add(&floor, &caller, named, request).await
+}
+
 /// Adds an entry to a list of an inbox.
 #[utoipa::path(
     post, path = "/v0/inboxes/{inbox_id}/lists/{direction}/{type}", tag = "lists",
@@ -264,10 +318,13 @@ async fn add(
 async fn note(tx: &mut Tx, actor: &str, action: &str, named: &Named, entry: &str) -> Result<(), StoreError> {
     let detail =
         serde_json::json!({ "direction": named.direction.text(), "list_type": named.list_type.text() });
-    let inbox = named.inbox_id.is_some().then_some(named.scope);
-    let entry =
-        audit::Entry { actor, run_id: None, action, inbox, object: entry, detail: detail.to_string() };
-    audit::record(tx, entry).await
+    let inbox = (named.scope != list::ORGANIZATION).then_some(named.scope);
+    let row = audit::Entry { actor, run_id: None, action, inbox, object: entry, detail: detail.to_string() };
+    audit::record(tx, row).await?;
+    let mut data = detail;
+    data["entry"] = entry.into();
+    let event = NewEvent { event_type: action, data: data.to_string(), ..NewEvent::default() };
+    event::append(tx, named.scope, event).await
 }
 
 /// The entry that the end of a path names: what follows `lists/{direction}/{type}/`, slashes included.
@@ -292,6 +349,23 @@ async fn get(
     query.finish()?;
     let named = of_organization(&caller, &path).await?;
     read(&floor, &caller, named, entry_of(&path, 4)?).await
+}
+
+/// An entry of a pod.
+#[utoipa::path(
+    get, path = "/v0/pods/{pod_id}/lists/{direction}/{type}/{*entry}", tag = "lists",
+    params(("pod_id" = String, Path), ("direction" = String, Path), ("type" = String, Path), ("entry" = String, Path)),
+    responses((status = 200, body = EntryView), (status = 404, body = ErrorShape))
+)]
+async fn get_of_pod(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    query: Query,
+) -> Answer<Json<EntryView>> {
+    query.finish()?;
+    let named = of_pod(&caller, &path).await?;
+    read(&floor, &caller, named, entry_of(&path, 6)?).await
 }
 
 /// An entry of an inbox.
@@ -331,6 +405,17 @@ async fn delete(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) 
     caller.require_admin("Lists")?;
     let named = of_organization(&caller, &path).await?;
     remove(&floor, &caller, named, entry_of(&path, 4)?).await
+}
+
+/// Removes an entry of a pod.
+#[utoipa::path(
+    delete, path = "/v0/pods/{pod_id}/lists/{direction}/{type}/{*entry}", tag = "lists",
+    params(("pod_id" = String, Path), ("direction" = String, Path), ("type" = String, Path), ("entry" = String, Path)),
+    responses((status = 204), (status = 404, body = ErrorShape))
+)]
+async fn delete_of_pod(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<StatusCode> {
+    let named = of_pod(&caller, &path).await?;
+    remove(&floor, &caller, named, entry_of(&path, 6)?).await
 }
 
 /// Removes an entry of an inbox.
