@@ -8,6 +8,7 @@
 //! * `out`: from the first request to the remote's last 250: released by the API, signed twice, delivered by MX.
 //! * `claimable`: from the end of DATA until a waiting worker holds the item, at half of full load.
 //! * `stored`: the same as `in`, with 10 thousand and with `--stored N` (1,000,000) messages stored before.
+//! * `threads`: what a message costs around the 100th, the 1,000th and the 10,000th of one thread.
 //!
 //! Options: `--postgres`, `--messages N` (4000), `--connections N` (20), `--runs N` (3). Figures are in README.md.
 
@@ -17,6 +18,8 @@
 mod claimable;
 #[path = "road/stored.rs"]
 mod stored;
+#[path = "road/threads.rs"]
+mod threads;
 #[path = "../tests/all/world/mod.rs"]
 mod world;
 
@@ -79,9 +82,10 @@ async fn main() {
         "out" => outbound(&options, &database).await,
         "claimable" => claimable::run(&options, &database).await,
         "stored" => stored::run(&options, &database).await,
+        "threads" => threads::run(&options, &database).await,
         _ => {
             eprintln!(
-                "cargo bench --bench road -- in|out|claimable|stored [--postgres] [--messages N] [--connections N] [--runs N]"
+                "cargo bench --bench road -- in|out|claimable|stored|threads [--postgres] [--messages N] [--connections N] [--runs N]"
             )
         }
     }

@@ -93,7 +93,7 @@ impl Disk {
     }
 
     /// A disk that is never full.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn endless() -> Disk {
         Disk::new(Vec::new(), FreeDisk { octets: None, percent: None }, space, &Clock::system())
     }

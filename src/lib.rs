@@ -73,6 +73,9 @@ pub mod dns;
 pub mod envelope;
 pub mod events;
 pub mod floor;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gate;
 pub mod ids;
 pub mod inbox;

@@ -47,6 +47,8 @@ pub(crate) use place::{add_to_thread, new_thread};
 pub(crate) use release::{Decision, decide};
 
 pub(crate) use subject::is_answer;
+#[cfg(fuzzing)]
+pub(crate) use subject::take_apart;
 
 /// Octets. Reading is linear in them: so much takes a millisecond or two at worst, which is less than waiting
 /// for another thread costs under load.

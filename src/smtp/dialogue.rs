@@ -58,6 +58,19 @@ where
     farewell(end, wire).await;
 }
 
+/// The same without the wait before the greeting, which a fuzzer cannot spend, and up to STARTTLS.
+#[cfg(fuzzing)]
+pub(crate) async fn converse_at_once<B: Backend>(
+    house: &House<B>,
+    caller: &Caller,
+    stream: tokio::io::DuplexStream,
+) {
+    let mut wire = Wire::new(stream);
+    wire.say(&Reply::bare(220, "fuzz"));
+    let end = talk(house, caller, &CancellationToken::new(), None, Lifetime::begin(), &mut wire).await;
+    farewell(end, wire).await;
+}
+
 /// The handshake, and how the connection is protected after it.
 async fn secure<B, S>(house: &House<B>, stream: S) -> Option<(Wire<TlsStream<S>>, String)>
 where

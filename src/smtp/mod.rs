@@ -13,6 +13,8 @@
 mod command;
 mod data;
 mod dialogue;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod guard;
 mod intake;
 mod parameter;
