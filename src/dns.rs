@@ -7,7 +7,7 @@
 //!
 //! Never: the search list of resolv.conf. Mail domains are always fully qualified (RFC 5321 §2.3.5).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use hickory_resolver::config::{
@@ -157,6 +157,15 @@ impl Resolver {
         records(&lookup, |data| match data {
             RData::A(a) => Some(IpAddr::V4(a.0)),
             RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
+            _ => None,
+        })
+    }
+
+    /// The IPv4 addresses of a name, as DNS block lists answer with (RFC 5782).
+    pub async fn ipv4(&self, name: &str) -> Result<Vec<Ipv4Addr>, DnsError> {
+        let lookup = self.ask(fqdn(name)?, RecordType::A).await?;
+        records(&lookup, |data| match data {
+            RData::A(a) => Some(a.0),
             _ => None,
         })
     }

@@ -55,3 +55,13 @@ CREATE UNIQUE INDEX report_once ON report (pod_key, identity);
 CREATE INDEX report_newest ON report (received_at, pod_key, inbox_key, message_key);
 
 -- Greylisting.
+-- First attempts of networks that are new here, by a hash of sender and recipient; an empty hash is a network
+-- that came again and passes.
+CREATE TABLE greylist (
+    network         TEXT NOT NULL,               -- the address of the /24 or /48
+    triple          TEXT NOT NULL,
+    at              BIGINT NOT NULL,             -- first made, or last renewed
+    PRIMARY KEY (network, triple)
+);
+CREATE INDEX greylist_attempt ON greylist (at) WHERE triple <> '';
+CREATE INDEX greylist_known ON greylist (at) WHERE triple = '';

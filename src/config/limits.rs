@@ -97,6 +97,9 @@ pub(crate) const SMTP_SESSION_TIME: Duration = Duration::from_secs(30 * 60);
 /// modem of 1995 did.
 pub(crate) const SMTP_SLOWEST: u64 = 256;
 
+/// How long a question to a DNS block list may take; without an answer, mail is let in.
+pub(crate) const DNSBL_TIME: Duration = Duration::from_secs(5);
+
 /// How long a stranger's first attempt is told to come again. Postgrey: 5 min; most servers retry within 1 to
 /// 15 min, and mail to agents is often waited for.
 pub(crate) const DEFAULT_GREYLIST_DELAY: Duration = Duration::from_secs(60);

@@ -59,6 +59,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const ID_OCTETS: usize = 5;
 
 pub use guard::Guard;
+pub(crate) use guard::dnsbl;
 
 /// Serves one listener until `shutdown`; returns when the last session has ended.
 pub async fn serve(
@@ -147,6 +148,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// What the committed message is called, in the 250 and in the log.
     fn name(receipt: &Self::Receipt) -> &str;
+
+    /// Whether the guard's opinion of the sender's address must not keep mail from this recipient.
+    fn is_always_reachable(recipient: &Self::Recipient) -> bool;
 }
 
 /// Who may be written to.
@@ -165,7 +169,8 @@ impl Backend for Arc<Floor> {
     type Error = InboxError;
 
     async fn route(&self, to: &Address, size: Option<u64>) -> Result<Routed<Recipient>, InboxError> {
-        Ok(match inbox::route(self, to).await? {
+        // Boxed, both: a session that waits for a command should not have room for what it may do later.
+        Ok(match Box::pin(inbox::route(self, to)).await? {
             Route::Inbox(recipient) => match recipient.takes(size) {
                 Ok(()) => Routed::Accepted(recipient),
                 Err(limit) => Routed::TooLarge(limit),
@@ -181,11 +186,17 @@ impl Backend for Arc<Floor> {
         recipients: Vec<Recipient>,
         raw: Octets,
     ) -> Result<Receipt, Refusal> {
-        inbox::receive(self, envelope, recipients, raw).await
+        Box::pin(inbox::receive(self, envelope, recipients, raw)).await
     }
 
     fn name(receipt: &Receipt) -> &str {
         receipt.id()
+    }
+
+    /// The operator, so that whoever is refused can ask why (RFC 2142), and answers to our own mail, which come
+    /// to a return path that we made.
+    fn is_always_reachable(recipient: &Recipient) -> bool {
+        recipient.operator || recipient.answers.is_some()
     }
 }
 

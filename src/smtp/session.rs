@@ -269,13 +269,20 @@ impl<'h, B: Backend> Session<'h, B> {
                 "Too many recipients for one message: send the rest next",
             ));
         }
-        let _waiting = match self.visit.wait() {
+        let waiting = match self.visit.wait() {
             Ok(waiting) => waiting,
             Err(reply) => return Step::Say(reply),
         };
         let routed = self.house.backend.route(&address, transaction.parameters.size);
-        let reply = match timeout(limits::SMTP_ROUTE_TIME, routed).await {
+        let routed = timeout(limits::SMTP_ROUTE_TIME, routed).await;
+        drop(waiting);
+        let reply = match routed {
             Ok(Ok(Routed::Accepted(recipient))) => {
+                if !B::is_always_reachable(&recipient)
+                    && let Err(reply) = self.visit.recipient(&transaction.from, &address).await
+                {
+                    return Step::Say(reply);
+                }
                 transaction.paths.push(address);
                 transaction.dsn.push(dsn);
                 transaction.recipients.push(recipient);

@@ -99,6 +99,10 @@ impl Backend for Ledger {
     fn name(receipt: &String) -> &str {
         receipt
     }
+
+    fn is_always_reachable(recipient: &Address) -> bool {
+        recipient.local() == "postmaster"
+    }
 }
 
 /// One certificate for all tests.
@@ -555,6 +559,26 @@ async fn a_full_house_says_so() {
     drop(inside);
     stop.cancel();
     timeout(PATIENCE, server).await.expect("the stop takes too long").unwrap();
+}
+
+/// A connection that waits costs its socket, this and a kilobyte; 5,000 of them should be nothing.
+#[tokio::test]
+async fn a_waiting_session_is_small() {
+    let test = crate::floor::testing::TestFloor::new().await;
+    let (floor, like) = (test.floor.clone(), house(&Ledger::default()));
+    let house = House {
+        backend: floor,
+        hostname: like.hostname,
+        first_domain: like.first_domain,
+        max_message_size: like.max_message_size,
+        guard: like.guard,
+        tls: like.tls,
+        room: like.room,
+    };
+    let (stream, _far) = tokio::io::duplex(64);
+    let (caller, stop) = (caller(), CancellationToken::new());
+    let size = size_of_val(&converse(&house, &caller, &stop, stream));
+    assert!(size < 8 * 1024, "{size} octets");
 }
 
 /// What a hostile client might say next.

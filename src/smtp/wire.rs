@@ -13,7 +13,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::config::limits;
 use crate::smtp::reply::Reply;
 
-/// Octets read at once; a buffer that holds no whole line is never longer than this and one line.
+/// Octets read at once where a command is awaited: a connection that waits holds no more than this.
+const READ_LINE: usize = 1024;
+
+/// Octets read at once inside a message; a buffer that holds no whole line is never longer than this and one line.
 const READ: usize = 16 * 1024;
 
 /// Why no further line comes.
@@ -66,15 +69,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 self.consume(length + 2);
                 return Ok(line);
             }
-            self.fill().await?;
+            if self.input.is_empty() {
+                // What a message needed is given back before the next wait.
+                self.input = BytesMut::with_capacity(READ_LINE);
+            }
+            self.read(READ_LINE).await?;
         }
     }
 
     /// Waits for more octets. What we have to say is said first: the client may be waiting for it.
     pub(crate) async fn fill(&mut self) -> Result<(), WireError> {
+        self.read(READ).await
+    }
+
+    async fn read(&mut self, most: usize) -> Result<(), WireError> {
         self.flush().await?;
-        self.input.reserve(READ);
-        match (&mut self.stream).take(READ as u64).read_buf(&mut self.input).await? {
+        self.input.reserve(most);
+        match (&mut self.stream).take(most as u64).read_buf(&mut self.input).await? {
             0 => Err(WireError::Closed),
             _ => Ok(()),
         }
@@ -86,6 +97,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 return Err(WireError::Closed);
             }
         }
+        self.output = BytesMut::new();
         // TLS keeps records of its own until it is told.
         Ok(self.stream.flush().await?)
     }

@@ -15,6 +15,7 @@ pub mod delivery;
 mod directory;
 pub mod dkim_key;
 pub mod event;
+pub(crate) mod greylist;
 pub mod held;
 pub(crate) mod idempotency;
 pub mod inbox;

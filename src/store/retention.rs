@@ -1,4 +1,4 @@
-//! What is kept only for a while: answers under Idempotency-Keys, names of transactions, everything of an
+//! What is kept only for a while: answers under Idempotency-Keys, the greylist, names of transactions, everything of an
 //! inbox that was deleted, and large bodies whose transaction never came. Runs beside the mail, in small steps, and starts over wherever it was stopped.
 
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::body::BodyStore;
-use super::{Store, StoreError, Tx, idempotency};
+use super::{Store, StoreError, Tx, greylist, idempotency};
 use crate::clock::{Clock, DAY, HOUR};
 
 /// Rows that one step deletes from one table: small enough that no mail waits for it.
@@ -46,13 +46,14 @@ async fn sweep(tx: &mut Tx) -> Result<bool, StoreError> {
     if tx.is_postgres() {
         tx.execute("DELETE FROM operation WHERE at < $1", &[(tx.now() - HOUR).into()]).await?;
     }
+    let forgotten = greylist::forget(tx, greylist::ROOM, STEP).await?;
     let gone = tx
         .row(
             "SELECT pod_key, inbox_key FROM inbox WHERE deleted_at IS NOT NULL AND status <> 'purged' LIMIT 1",
             &[],
         )
         .await?;
-    let Some(row) = gone else { return Ok(false) };
+    let Some(row) = gone else { return Ok(forgotten >= STEP as u64) };
     let (pod, inbox): (i64, i64) = (row.get(0)?, row.get(1)?);
     let mut removed = 0;
     for sql in PURGE {

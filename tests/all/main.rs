@@ -12,6 +12,7 @@
 #![allow(clippy::disallowed_methods)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod abuse;
 mod corpora;
 mod crash;
 mod dev;
@@ -28,6 +29,7 @@ mod reports;
 mod road;
 mod sdk;
 mod smuggling;
+mod soak;
 mod store;
 mod threads;
 mod verdicts;

@@ -11,6 +11,7 @@ use crate::cli::records::{self, State};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::dns::Resolver;
+use crate::smtp::dnsbl;
 
 /// Patience with one remote host.
 const DIAL: Duration = Duration::from_secs(5);
@@ -44,6 +45,12 @@ pub(super) async fn dns(config: &Config, findings: &mut Findings) {
         Ok(dns) => dns,
         Err(error) => return findings.bad(error.to_string()),
     };
+    for zone in &config.smtp.guard.dnsbl {
+        match dnsbl::test(&dns, zone).await {
+            Ok(()) => findings.ok(format!("block list {zone} answers")),
+            Err(why) => findings.advice(format!("block list {zone} {why}")),
+        }
+    }
     for domain in &config.domains {
         // DKIM keys are in the database, which may be in use: `gatepost dns` looks at those.
         for record in records::wanted(config, domain, &[]) {

@@ -1,6 +1,7 @@
 //! What a stranger may have of us: connections, messages, patience. One guard stands at all listeners.
 //!
-//! - `door` counts who is inside, `rates` what each address had of late, `pace` how long things take.
+//! - `door` counts who is inside, `rates` what each address had of late, `pace` how long things take; `dnsbl`
+//!   and `greylist` look at who writes, where the operator wants that.
 //! - Whoever asks for too much is told so at once and in words: 421 instead of a greeting, 45x at MAIL. Nothing
 //!   here makes anybody wait except the delay after errors, and few sessions are delayed at a time.
 //! - A database or disk that does not keep up is seen here first: sessions that wait for it are counted, and
@@ -9,7 +10,9 @@
 //!
 //! RFC 5321 §3.8 and §4.2.2 (421), RFC 5321 §7.8 (resistance to attacks), RFC 3463 §3.8 (x.7.0, x.7.1).
 
+pub(crate) mod dnsbl;
 mod door;
+mod greylist;
 mod pace;
 mod rates;
 
@@ -20,15 +23,20 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
+use dnsbl::Listing;
 pub(crate) use door::Pass;
 pub(crate) use pace::{Lifetime, Pace};
 
+use crate::address::Address;
 use crate::clock::{Clock, Millis, SECOND};
 use crate::config::{SmtpLimits, limits};
 use crate::disk::Disk;
+use crate::envelope::ReversePath;
 use crate::floor::Floor;
 use crate::smtp::reply::Reply;
+use dnsbl::Dnsbl;
 use door::Door;
+use greylist::Greylist;
 use rates::{Kind, Rates};
 
 /// Errors of an address in an hour that delay nothing yet, and how many more make the delay grow by a step:
@@ -48,6 +56,8 @@ pub struct Guard {
     pause: Duration,
     disk: Disk,
     clock: Clock,
+    dnsbl: Option<Dnsbl>,
+    greylist: Option<Greylist>,
     turned_away: Mutex<TurnedAway>,
 }
 
@@ -83,12 +93,19 @@ impl Full {
 
 impl Guard {
     pub fn open(floor: &Floor) -> Arc<Guard> {
-        let limits = floor.config.smtp.guard.limits.clone();
-        Guard::new(limits, floor.disk.clone(), floor.clock.clone(), limits::SMTP_ERROR_PAUSE)
+        let config = &floor.config.smtp.guard;
+        let clock = || floor.clock.clone();
+        let mut guard =
+            Guard::new(config.limits.clone(), floor.disk.clone(), clock(), limits::SMTP_ERROR_PAUSE);
+        guard.dnsbl =
+            (!config.dnsbl.is_empty()).then(|| Dnsbl::new(&config.dnsbl, floor.dns.clone(), clock()));
+        guard.greylist =
+            config.greylist.then(|| Greylist::new(floor.store.clone(), clock(), config.greylist_delay));
+        Arc::new(guard)
     }
 
-    pub(crate) fn new(limits: SmtpLimits, disk: Disk, clock: Clock, pause: Duration) -> Arc<Guard> {
-        Arc::new(Guard {
+    pub(crate) fn new(limits: SmtpLimits, disk: Disk, clock: Clock, pause: Duration) -> Guard {
+        Guard {
             door: Door::new(limits.sessions, limits.sessions_per_address),
             rates: Mutex::new(Rates::new(limits::SMTP_COUNTED)),
             // Half of the sessions may stand still and the others go on: NOOP, QUIT, 451.
@@ -97,9 +114,11 @@ impl Guard {
             pause,
             disk,
             clock,
+            dnsbl: None,
+            greylist: None,
             turned_away: Mutex::new(TurnedAway { since: 0, count: 0 }),
             limits,
-        })
+        }
     }
 
     /// Leave to be inside for a connection whose peer is not known yet.
@@ -158,11 +177,13 @@ pub(crate) struct Visit<'h> {
     exempt: bool,
     /// Errors of the address within the hour, as of the last one.
     errors: u32,
+    /// What the block lists say, once they were asked.
+    listed: Option<Option<Box<Listing>>>,
 }
 
 impl<'h> Visit<'h> {
     pub(crate) fn new(guard: &'h Guard, ip: IpAddr) -> Visit<'h> {
-        Visit { guard, ip, exempt: guard.is_exempt(ip), errors: 0 }
+        Visit { guard, ip, exempt: guard.is_exempt(ip), errors: 0, listed: None }
     }
 
     /// Whether a message may be begun.
@@ -182,6 +203,37 @@ impl<'h> Visit<'h> {
             ));
         }
         Ok(())
+    }
+
+    /// Whether this peer may write to a recipient: block lists, then the greylist.
+    pub(crate) async fn recipient(&mut self, from: &ReversePath, to: &Address) -> Result<(), Reply> {
+        if self.exempt {
+            return Ok(());
+        }
+        let ip = self.ip;
+        if let Some(listing) = self.listed().await {
+            let Listing { zone, reason } = listing;
+            let reason = reason.as_deref().unwrap_or("write to postmaster about it");
+            return Err(Reply::new(554, "7.1", format_args!("{} is listed by {zone}: {reason}", ip)));
+        }
+        if let Some(greylist) = &self.guard.greylist
+            && !greylist.admits(self.ip, from, to).await
+        {
+            return Err(Reply::new(
+                451,
+                "7.1",
+                "Your network is new here: greylisted, try again in a few minutes",
+            ));
+        }
+        Ok(())
+    }
+
+    async fn listed(&mut self) -> Option<&Listing> {
+        let dnsbl = self.guard.dnsbl.as_ref()?;
+        if self.listed.is_none() {
+            self.listed = Some(dnsbl.look(self.ip).await.map(Box::new));
+        }
+        self.listed.as_ref()?.as_deref()
     }
 
     /// Room to wait for the database, or the reply that there is none.
@@ -262,7 +314,7 @@ pub(crate) mod testing {
     /// The same, with the hand of its clock.
     pub(crate) fn timed(limits: SmtpLimits) -> (Arc<Guard>, ClockHand) {
         let (clock, hand) = Clock::scripted(START);
-        (Guard::new(limits, Disk::endless(), clock, Duration::from_millis(1)), hand)
+        (Arc::new(Guard::new(limits, Disk::endless(), clock, Duration::from_millis(1))), hand)
     }
 }
 

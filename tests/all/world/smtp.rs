@@ -46,7 +46,8 @@ impl Smtp {
         Smtp::over(stream).await
     }
 
-    async fn over(stream: TcpStream) -> io::Result<Smtp> {
+    /// Reads the greeting on a connection that is there.
+    pub async fn over(stream: TcpStream) -> io::Result<Smtp> {
         stream.set_nodelay(true)?;
         let mut smtp = Smtp {
             wire: BufReader::new(Box::new(stream)),
