@@ -39,13 +39,17 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let life = Lifetime::begin();
+    // Boxed, as is all that few sessions come to: those that wait should be small.
     if house.entrance == Entrance::Tls {
-        let Some((mut wire, protection)) = secure(house, stream).await else { return };
-        let end = match greet(house, &mut wire).await {
-            Ok(()) => talk(house, caller, stop, Some(protection), life, &mut wire).await,
-            Err(end) => end,
+        let in_tls = async {
+            let Some((mut wire, protection)) = secure(house, stream).await else { return };
+            let end = match greet(house, &mut wire).await {
+                Ok(()) => talk(house, caller, stop, Some(protection), life, &mut wire).await,
+                Err(end) => end,
+            };
+            farewell(end, wire).await;
         };
-        return farewell(end, wire).await;
+        return Box::pin(in_tls).await;
     }
     let mut wire = Wire::new(stream);
     let end = match greet(house, &mut wire).await {
@@ -53,9 +57,12 @@ where
         Err(end) => end,
     };
     let End::StartTls = end else { return farewell(end, wire).await };
-    let Some((mut wire, protection)) = secure(house, wire.into_stream()).await else { return };
-    let end = talk(house, caller, stop, Some(protection), life, &mut wire).await;
-    farewell(end, wire).await;
+    let in_tls = async {
+        let Some((mut wire, protection)) = secure(house, wire.into_stream()).await else { return };
+        let end = talk(house, caller, stop, Some(protection), life, &mut wire).await;
+        farewell(end, wire).await;
+    };
+    Box::pin(in_tls).await;
 }
 
 /// The same without the wait before the greeting, which a fuzzer cannot spend, and up to STARTTLS.
@@ -160,7 +167,7 @@ where
             Step::TakeData => {
                 // RFC 5321 §4.1.1.4
                 wire.say(&Reply::bare(354, "Go ahead, end with <CRLF>.<CRLF>"));
-                match take_message(house, &mut session, wire).await {
+                match Box::pin(take_message(house, &mut session, wire)).await {
                     Ok(reply) => wire.say(&reply),
                     Err(end) => return end,
                 }

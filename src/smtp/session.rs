@@ -118,7 +118,8 @@ impl<'h, B: Backend> Session<'h, B> {
             Command::Ehlo(name) => self.hello(name, true),
             Command::Helo(name) => self.hello(name, false),
             Command::Mail(mail) => self.mail(mail),
-            Command::Rcpt(path, dsn) => self.rcpt(path, dsn).await,
+            // Boxed: most of what a session could ever wait for is in it.
+            Command::Rcpt(path, dsn) => Box::pin(self.rcpt(path, dsn)).await,
             Command::Data => self.data(),
             Command::Rset => self.rset(),
             Command::Noop => self.idle(Reply::new(250, "0.0", "OK")),
