@@ -574,6 +574,8 @@ async fn a_waiting_session_is_small() {
         guard: like.guard,
         tls: like.tls,
         room: like.room,
+        entrance: like.entrance,
+        proxies: like.proxies,
     };
     let (stream, _far) = tokio::io::duplex(64);
     let (caller, stop) = (caller(), CancellationToken::new());

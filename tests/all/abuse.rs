@@ -225,7 +225,8 @@ async fn a_database_that_stands_still_is_answered_with_421() {
     let Database::Postgres(cluster, name) = &database else { panic!("PostgreSQL") };
     let standstill = std::thread::spawn({
         let (cluster, name) = (cluster.clone(), name.clone());
-        let until = "DO $$ BEGIN LOCK TABLE inbox; LOOP EXIT WHEN to_regclass('go_on') IS NOT NULL;
+        let until = "DO $$ BEGIN LOCK TABLE inbox; LOOP
+                     EXIT WHEN EXISTS (SELECT 1 FROM pg_class WHERE relname = 'go_on');
                      PERFORM pg_sleep(0.05); END LOOP; END $$";
         move || cluster.sql(&name, until)
     });
