@@ -24,6 +24,7 @@ mod house;
 mod large;
 mod limits;
 mod out;
+mod policy;
 mod reading;
 mod reports;
 mod road;
