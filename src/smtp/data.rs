@@ -134,8 +134,7 @@ impl ChunkReader {
             if self.after_cr && first != b'\n' {
                 return Some(Fault::BareCr);
             }
-            let at = if self.after_cr { Some(0) } else { memchr3(b'\r', b'\n', 0, rest) };
-            let Some(at) = at else { return None };
+            let at = if self.after_cr { 0 } else { memchr3(b'\r', b'\n', 0, rest)? };
             match rest.get(at) {
                 Some(b'\r') => self.after_cr = true,
                 Some(b'\n') if self.after_cr => self.after_cr = false,
