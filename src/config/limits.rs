@@ -183,6 +183,7 @@ pub(crate) const SMTP_HOPS: usize = 100;
 
 /// Octets: what an inbox may be limited to at least. A header alone takes a few KiB.
 pub const SMALLEST_INBOX_MESSAGE_SIZE: u64 = 4 * 1024;
+
 /// Reading the structure of one message. It takes a second for 256 MiB (linear, src/screen); what takes longer is
 /// stored unparsed. The peer waits for our 250 meanwhile, ten minutes at most (RFC 5321 §4.5.3.2.6).
 pub(crate) const MESSAGE_READ_TIME: Duration = Duration::from_secs(10);
