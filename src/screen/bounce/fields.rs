@@ -105,7 +105,7 @@ impl Group {
 
     /// Not all of a recipient.
     fn is_half(&self) -> bool {
-        !self.named || self.action.is_none() && self.status.is_none()
+        !(self.named && (self.action.is_some() || self.status.is_some()))
     }
 
     fn continues(&self, before: &Group) -> bool {

@@ -243,10 +243,9 @@ impl Facts<'_> {
         let about_us =
             [Reason::MailboxFull, Reason::Blocked, Reason::HasMoved, Reason::NoRelaying, Reason::Rejected];
         let names_address = ["5.1.1", "5.1.3", "5.1.10"].contains(&self.status);
-        if self.found.surely_unknown() || names_address && !about_us.into_iter().any(has) {
-            if !has(Reason::Suspended) || names_address {
-                return Some(Reason::UserUnknown);
-            }
+        let unknown = self.found.surely_unknown() || names_address && !about_us.into_iter().any(has);
+        if unknown && (names_address || !has(Reason::Suspended)) {
+            return Some(Reason::UserUnknown);
         }
         if has(Reason::NotAccept) || matches!(self.code, Some(521 | 556)) && !has(Reason::Blocked) {
             return Some(Reason::NotAccept);
