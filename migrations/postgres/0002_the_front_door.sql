@@ -27,6 +27,8 @@ UPDATE message SET held = CASE WHEN labels LIKE '%"blocked"%' THEN 'blocked' ELS
 ALTER TABLE missing_parent RENAME TO thread_name;
 ALTER TABLE thread_name RENAME COLUMN rfc_message_id TO name;
 ALTER TABLE thread_name ADD COLUMN message_key BIGINT;  -- the message that brought the name
+-- 1: its mail was verified. A subject alone then leads no mail into a thread that is not.
+ALTER TABLE participant ADD COLUMN verified BIGINT NOT NULL DEFAULT 0;
 -- What a claim hands out and a completion covers: without it both walk through all messages of the thread.
 CREATE INDEX message_unhandled ON message (pod_key, inbox_key, thread_key, message_key) WHERE handled <> 1;
 

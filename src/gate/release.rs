@@ -142,7 +142,7 @@ async fn grow_thread(
     thread::put(tx, &thread).await?;
     let own = job.prepared.composition.from.1.key();
     let others = job.prepared.recipients.iter().map(Address::key).filter(|address| *address != own);
-    thread::add_participants(tx, job.inbox, thread.thread_key, &others.collect::<Vec<_>>()).await?;
+    thread::add_participants(tx, job.inbox, thread.thread_key, &others.collect::<Vec<_>>(), false).await?;
     Ok(thread)
 }
 

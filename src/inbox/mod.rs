@@ -42,6 +42,7 @@ use crate::verify::verdict::Verdict;
 
 use place::{Placed, in_lock_order, log_name, place};
 use policy::{Arrival, Policy, SetBy, Setting, Spoof};
+use subject::Subject;
 
 pub(crate) use place::{add_to_thread, new_thread};
 pub(crate) use release::{Decision, decide};
@@ -146,6 +147,10 @@ impl From<StoreError> for Refusal {
 /// A message on its way into inboxes: read, verified, stamped.
 pub(crate) struct Incoming {
     structure: Structure,
+    /// Of `structure`, taken apart.
+    subject: Subject,
+    /// The Message-IDs that it cites, nearest first.
+    cited: Vec<String>,
     meaning: Meaning,
     verdict: Verdict,
     reverse_path: ReversePath,
@@ -395,6 +400,8 @@ fn incoming(
         size: stamped.len() as i64,
         octets: stamped.len() as u64,
         spoof: None,
+        subject: subject::take_apart(structure.subject.as_deref().unwrap_or_default()),
+        cited: threading::cited(&structure),
         structure,
         verdict,
         reverse_path,

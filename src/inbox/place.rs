@@ -9,6 +9,7 @@ use super::threading::{self, Found};
 use super::{Incoming, Recipient, subject};
 use crate::address::Address;
 use crate::ids::InboxKey;
+use crate::screen::structure::Mailbox;
 use crate::store::body::{self, Body};
 use crate::store::delivery;
 use crate::store::event::{self, NewEvent};
@@ -200,6 +201,11 @@ async fn by_lists(
     Ok(policy::of_lists(&entries, found.answers_ours, &author, recipient.policy.lists_match))
 }
 
+/// Names and addresses as a message's row has them.
+pub(super) fn texts(list: &[Mailbox]) -> Vec<String> {
+    list.iter().map(ToString::to_string).collect()
+}
+
 fn record_of(
     incoming: &Incoming,
     recipient: &Recipient,
@@ -209,7 +215,6 @@ fn record_of(
     now: i64,
 ) -> Message {
     let structure = &incoming.structure;
-    let texts = |list: &[crate::screen::structure::Mailbox]| list.iter().map(ToString::to_string).collect();
     Message {
         inbox: recipient.inbox,
         message_key: reserved.first,

@@ -18,7 +18,8 @@ pub(super) fn reports(raw: &[u8], structure: &Structure) -> Vec<Returned> {
 }
 
 fn returned(recipient: BouncedRecipient, of_people: bool) -> Option<Returned> {
-    let dead = matches!(recipient.reason, Reason::UserUnknown | Reason::HostUnknown);
+    // Not where the host is unknown: that is what a resolver's bad day looks like, and says nothing of the address.
+    let dead = recipient.reason == Reason::UserUnknown;
     let what = match recipient.kind {
         BounceKind::Failure if dead && recipient.class == BounceClass::Hard => Told::DeadAddress,
         BounceKind::Failure => Told::Failed,
@@ -31,4 +32,29 @@ fn returned(recipient: BouncedRecipient, of_people: bool) -> Option<Returned> {
         text: recipient.text,
         what,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_user_that_is_unknown_is_never_written_to_again() {
+        for (status, what) in [
+            ("5.1.1", Told::DeadAddress),
+            ("5.1.2", Told::Failed),
+            ("5.4.4", Told::Failed),
+            ("5.2.2", Told::Failed),
+            ("5.7.1", Told::Failed),
+        ] {
+            let raw = format!(
+                "From: mailer-daemon@remote.example\r\nSubject: Undelivered\r\n\
+                 Content-Type: multipart/report; report-type=delivery-status; boundary=b\r\n\r\n--b\r\n\
+                 Content-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; mx\r\n\r\n\
+                 Final-Recipient: rfc822; bob@remote.example\r\nAction: failed\r\nStatus: {status}\r\n\r\n--b--\r\n"
+            );
+            let told = reports(raw.as_bytes(), &crate::screen::structure(raw.as_bytes()));
+            assert_eq!(told.iter().map(|told| told.what).collect::<Vec<_>>(), [what], "{status}");
+        }
+    }
 }

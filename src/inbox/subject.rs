@@ -67,6 +67,11 @@ const FORWARD: [&str; 25] = [
 
 /// Subjects longer than this are compared by their beginning.
 const MAX_BASE: usize = 300;
+/// Octets of a subject that are looked at: prefixes and as much as is compared. A header line has at most 998
+/// (RFC 5322 §2.1.1); what a stranger folds may have megabytes.
+const MAX_READ: usize = 1_000;
+/// Octets within which a prefix has its colon: the longest word, its counter and white space.
+const MAX_PREFIX: usize = 60;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Prefix {
@@ -85,7 +90,7 @@ pub(crate) struct Subject {
 }
 
 pub(crate) fn take_apart(subject: &str) -> Subject {
-    let folded = subject.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+    let folded = head(subject, MAX_READ).split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
     let mut rest = folded.as_str();
     let mut kind = Prefix::None;
     loop {
@@ -111,12 +116,17 @@ pub(crate) fn is_answer(subject: &str) -> bool {
     take_apart(subject).kind == Prefix::Reply
 }
 
+/// The first `octets` of a text, without half a character.
+fn head(text: &str, octets: usize) -> &str {
+    text.get(..text.floor_char_boundary(octets)).unwrap_or(text)
+}
+
 /// `re:`, `re[2]:`, `aw :`, `回复：`.
 fn prefix(text: &str) -> Option<(&str, &str)> {
-    let colon = text.find([':', '：'])?;
-    let (head, after) = (text.get(..colon)?, text.get(colon..)?);
-    let word = head.split(['[', '(', '^']).next()?.trim();
-    let counted = head.get(word.len()..)?.trim();
+    let colon = head(text, MAX_PREFIX).find([':', '：'])?;
+    let (before, after) = (text.get(..colon)?, text.get(colon..)?);
+    let word = before.split(['[', '(', '^']).next()?.trim();
+    let counted = before.get(word.len()..)?.trim();
     let is_counter = counted.is_empty()
         || counted.trim_matches(['[', ']', '(', ')', '^']).bytes().all(|b| b.is_ascii_digit());
     let known = REPLY.contains(&word) || FORWARD.contains(&word);
@@ -157,5 +167,15 @@ mod tests {
         assert_eq!(take_apart("[only a tag]").base, "[only a tag]");
         assert_eq!(take_apart("Re:").base, "");
         assert_eq!(take_apart("Note: ä:").base, "note: ä:");
+    }
+
+    #[test]
+    fn a_subject_of_250_kib_is_read_by_its_beginning() {
+        for piece in ["[a]", "Re: ", "Re ", "[", "(fwd)", "ä", "： "] {
+            let long = piece.repeat(250 * 1024 / piece.len());
+            assert_eq!(take_apart(&long), take_apart(head(&long, MAX_READ)), "{piece}");
+        }
+        let long = "[a]".repeat(80_000);
+        assert_eq!(take_apart(&format!("{long}Re: it")).base, "[", "what stands behind is not read");
     }
 }

@@ -14,13 +14,14 @@
 use std::collections::HashSet;
 
 use super::subject::Prefix;
-use super::{Incoming, copies, subject};
+use super::{Incoming, copies, place};
 use crate::address::Address;
 use crate::clock::{DAY, Millis};
 use crate::ids::InboxKey;
+use crate::screen::structure::Structure;
 use crate::store::body::Body;
 use crate::store::message::Message;
-use crate::store::thread::{Known, Relative};
+use crate::store::thread::{Asker, Known, Relative};
 use crate::store::{StoreError, Tx, thread};
 use crate::verify::verdict::AuthResult;
 
@@ -81,13 +82,22 @@ pub(super) async fn find(
     body: &Body,
 ) -> Result<Found, StoreError> {
     let structure = &incoming.structure;
-    let cited = nearest_first(incoming, own_address);
+    let cited: Vec<String> =
+        incoming.cited.iter().filter(|id| !is_address(id, own_address)).cloned().collect();
     let print = copies::print(incoming);
     let author = credible_author(own_address, incoming);
     let also = structure.message_id.iter().chain(&print).chain(&structure.ties.names);
     let asked: Vec<String> = cited.iter().chain(also).chain(&structure.ties.returned).cloned().collect();
     let list = credible_list(own_address, incoming);
-    let kin = Kin(thread::relatives(tx, inbox, &asked, (author.as_deref(), list.as_deref())).await?);
+    let cites_as = author.as_deref().map(behind);
+    let asker = Asker {
+        author: author.as_deref(),
+        list: list.as_deref(),
+        cites_as: cites_as.as_deref(),
+        named: &named(incoming),
+        reply_to: &place::texts(&structure.reply_to),
+    };
+    let kin = Kin(thread::relatives(tx, inbox, &asked, asker).await?);
     let mut found = Found::default();
     if settle_own_id(tx, inbox, own_address, incoming, body, &kin, &mut found).await? {
         return Ok(found);
@@ -112,16 +122,15 @@ pub(super) async fn find(
     Ok(found)
 }
 
-/// In-Reply-To, then References from the last to the first: the nearest relative decides.
-fn nearest_first(incoming: &Incoming, own_address: &str) -> Vec<String> {
-    let structure = &incoming.structure;
+/// In-Reply-To, then References from the last to the first: the nearest relative decides. Bounded before anything is
+/// compared with a message's thousands of addresses.
+pub(super) fn cited(structure: &Structure) -> Vec<String> {
     let mut seen = HashSet::new();
     let mut ids: Vec<String> = structure
         .in_reply_to
         .iter()
         .chain(structure.references.iter().rev())
         .filter(|id| structure.message_id.as_ref() != Some(*id) && seen.insert(*id))
-        .filter(|id| !is_correspondent(incoming, own_address, id))
         .cloned()
         .collect();
     if ids.len() > MAX_CITED
@@ -130,16 +139,25 @@ fn nearest_first(incoming: &Incoming, own_address: &str) -> Vec<String> {
         ids.truncate(MAX_CITED - 1);
         ids.push(root);
     }
+    ids.retain(|id| !is_correspondent(structure, id));
     ids
 }
 
 /// `In-Reply-To: <bob@b>'s message of Sat`: an address, under which all his threads would become one.
-fn is_correspondent(incoming: &Incoming, own_address: &str, id: &str) -> bool {
-    let inner = id.trim_start_matches('<').trim_end_matches('>');
-    let structure = &incoming.structure;
+fn is_correspondent(structure: &Structure, id: &str) -> bool {
     let mut people =
         structure.from.iter().chain(&structure.reply_to).chain(&structure.to).chain(&structure.cc);
-    inner.eq_ignore_ascii_case(own_address) || people.any(|one| one.address.eq_ignore_ascii_case(inner))
+    people.any(|one| is_address(id, &one.address))
+}
+
+fn is_address(id: &str, address: &str) -> bool {
+    id.trim_start_matches('<').trim_end_matches('>').eq_ignore_ascii_case(address)
+}
+
+/// The author that it names, as `Message` has it, believed or not.
+fn named(incoming: &Incoming) -> String {
+    let first = || incoming.structure.from.first().map(ToString::to_string).unwrap_or_default();
+    incoming.author.as_ref().map_or_else(first, Address::key)
 }
 
 /// Messages that are here under the same Message-ID. True where that settles the thread.
@@ -162,7 +180,7 @@ async fn settle_own_id(
         let same_body = known.body_hash == incoming.body_hash;
         if known.ours && (same_body || from_ourselves) {
             found.echo = true;
-        } else if same_body && !known.ours {
+        } else if same_body && !known.ours && known.same_author && is_vouched_for(known, incoming) {
             found.duplicate_of = known.duplicate_of.or(same.message_key);
             found.first_is_held = known.held;
         } else {
@@ -182,6 +200,13 @@ async fn settle_own_id(
         return Ok(true);
     }
     Ok(false)
+}
+
+/// Whether a message that is here is as sure to be its author's as the one that came. What is less sure takes no
+/// work from it: whoever got a copy, and is quicker, could send it on in the author's name.
+pub(super) fn is_vouched_for(known: &Known, incoming: &Incoming) -> bool {
+    let verified = incoming.verdict.verified_sender.as_ref();
+    verified.is_none_or(|sender| known.verified_sender.as_ref() == Some(&sender.key()))
 }
 
 /// The author, where the claim to be that author may let a message into a thread.
@@ -215,7 +240,7 @@ fn credible_list(own_address: &str, incoming: &Incoming) -> Option<String> {
 /// What is cited and not here.
 fn by_references(found: &mut Found, kin: &Kin, cited: &[String], incoming: &Incoming) -> Vec<String> {
     // A forward cites what it forwards: that shows that the mail reached somebody, not that he was asked.
-    let forwards = !incoming.structure.ties.is_report && subject_of(incoming).kind == Prefix::Forward;
+    let forwards = !incoming.structure.ties.is_report && incoming.subject.kind == Prefix::Forward;
     let mut missing = Vec::new();
     for id in cited {
         let mut is_here = false;
@@ -236,7 +261,8 @@ fn by_references(found: &mut Found, kin: &Kin, cited: &[String], incoming: &Inco
 }
 
 /// A bounce that came to the inbox itself, not to the return path that we gave the message. It joins its
-/// message, and says nothing for its recipients: only a return path does (DESIGN.md §5).
+/// message, and says nothing for its recipients: only a return path does (DESIGN.md §5). One that only cites our
+/// mail, and sends none of it back, is an answer like others: lists are asked about it.
 fn by_report(found: &mut Found, kin: &Kin, incoming: &Incoming) {
     let ties = &incoming.structure.ties;
     let returned = ties.returned.iter().flat_map(|id| kin.messages(id)).find(|(_, known)| known.ours);
@@ -244,7 +270,7 @@ fn by_report(found: &mut Found, kin: &Kin, incoming: &Incoming) {
         found.answers_ours = true;
         found.join = found.join.or(Some(returned.thread_key));
     }
-    found.reports_ours = ties.is_report && found.answers_ours;
+    found.reports_ours = ties.is_report && returned.is_some();
 }
 
 /// A parent that arrives after its answers, or a second answer to a parent that never came; an Outlook
@@ -268,24 +294,21 @@ fn by_name(found: &mut Found, kin: &Kin, missing: &[String], incoming: &Incoming
     }
 }
 
-fn subject_of(incoming: &Incoming) -> subject::Subject {
-    subject::take_apart(incoming.structure.subject.as_deref().unwrap_or_default())
-}
-
 /// Clients that send no References, and relays and lists that gave our message another Message-ID than we know:
-/// an answer by its subject, from somebody who took part lately.
+/// an answer by its subject, from somebody who took part lately, and proves to be he where he could before.
 async fn by_subject(
     tx: &mut Tx,
     inbox: InboxKey,
     incoming: &Incoming,
     author: Option<&str>,
 ) -> Result<Option<i64>, StoreError> {
-    let subject = subject_of(incoming);
+    let subject = &incoming.subject;
     let Some(author) = author.filter(|_| subject.kind == Prefix::Reply && !subject.base.is_empty()) else {
         return Ok(None);
     };
     let since = tx.now() - SUBJECT_WINDOW;
-    thread::by_subject(tx, inbox, author, &subject.base, since).await
+    let verified = incoming.verdict.verified_sender.is_some();
+    thread::by_subject(tx, inbox, (author, verified), &subject.base, since).await
 }
 
 /// Notes who took part, what the thread is known by, and that nobody waits for this one any more.
@@ -303,7 +326,8 @@ pub(super) async fn remember(
         let mut who = behind_a_list(incoming, &author);
         who.extend(credible_list(own_address, incoming));
         who.push(author);
-        thread::add_participants(tx, inbox, thread_key, &who).await?;
+        let verified = incoming.verdict.verified_sender.is_some();
+        thread::add_participants(tx, inbox, thread_key, &who, verified).await?;
     }
     // A print makes the next one a duplicate: not that of a message that nobody gets to see.
     let names = found.new_names.iter().map(String::as_str);
@@ -319,7 +343,8 @@ pub(super) async fn remember(
 }
 
 /// A list that puts itself into From (DMARC would fail otherwise) names the author in Reply-To: he wrote it,
-/// and his next answer may come directly.
+/// and his next answer may come directly. Only one that cites a message of the thread: anybody can say that he is a
+/// list, and name somebody whose own mail would then come into his thread by a subject or a name.
 fn behind_a_list(incoming: &Incoming, author: &str) -> Vec<String> {
     let address = |text: &String| text.parse::<Address>().ok().map(|address| address.key());
     let list = incoming.structure.ties.list_post.as_ref().and_then(address);
@@ -327,5 +352,14 @@ fn behind_a_list(incoming: &Incoming, author: &str) -> Vec<String> {
         return Vec::new();
     }
     let named = incoming.structure.reply_to.iter().take(MAX_BEHIND_A_LIST);
-    named.filter_map(|one| address(&one.address)).filter(|behind| behind != author).collect()
+    named
+        .filter_map(|one| address(&one.address))
+        .filter(|one| one != author)
+        .map(|one| behind(&one))
+        .collect()
+}
+
+/// As whom somebody takes part whom a list names.
+fn behind(address: &str) -> String {
+    format!("behind:{address}")
 }

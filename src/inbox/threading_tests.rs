@@ -5,7 +5,9 @@ use super::*;
 use crate::deliver::compose::{Disposition, OutgoingAttachment};
 use crate::floor::testing::{TestFloor, agent};
 use crate::gate::{self, SendRequest, Sent};
+use crate::store::held::Held;
 use crate::store::inbox::Inbox;
+use crate::store::list::{self, ListDirection, ListEntry, ListType};
 use crate::store::message::Message;
 use crate::store::spent::{self, Spent};
 use crate::verify::verdict::AuthResult;
@@ -304,35 +306,182 @@ async fn an_answer_to_what_the_agent_sent_in_another_thread_goes_there() {
     assert_eq!(desk.get(BOB, &mixed).await.thread_key, one.thread_key);
 }
 
+const TRIP: &str = "Shall we go on Sunday? The bus leaves at nine from the market square, and there is room for \
+                    twelve. Who wants to come tells me by Friday, please, with the number of seats.\n";
+const FOOTER: &str =
+    "\n_______________________________________________\nClub mailing list\nhttps://lists.example\n";
+
 #[tokio::test]
 async fn the_copy_of_a_list_is_linked_and_other_words_never_are() {
     let desk = Desk::new().await;
-    let text = "Message-ID: <1@x>\nSubject: Trip\n\nShall we go on Sunday?\n";
+    let text = format!("Message-ID: <1@x>\nSubject: Trip\n\n{TRIP}");
     let list = "List-Id: <club.lists.example>\n";
-    let footer =
-        "\n_______________________________________________\nClub mailing list\nhttps://lists.example\n";
-    let copy = format!("{list}{}", text.replace("Subject: ", "Subject: [club] ")) + footer;
-    let direct = desk.get(BOB, text).await;
+    let copy = format!("{list}{}", text.replace("Subject: ", "Subject: [club] ")) + FOOTER;
+    let direct = desk.get(BOB, &text).await;
     let second = desk.get(BOB, &copy).await;
     assert_eq!((second.duplicate_of, second.thread_key), (Some(direct.message_key), direct.thread_key));
     assert_eq!(desk.items().await.len(), 1);
     // A forged copy cannot take the place of what it pretends to be: with words of its own it is a message.
     for forged in [
         copy.replace("Sunday", "Monday"),
-        copy.replace(footer, &"Send money. ".repeat(200)),
+        copy.replace(FOOTER, &"Send money. ".repeat(200)),
         copy.replace(list, "").replace("Club mailing", "Our mailing"),
         copy.replace("[club] Trip", "Urgent").replace("Club mailing", "Another"),
+        copy.replace("Club mailing list", &"Send money. ".repeat(20)),
+        copy.replace(FOOTER, "\nSend money.\n"),
     ] {
         let forged = desk.get(BOB, &forged).await;
         assert_eq!((forged.duplicate_of, forged.id_taken), (None, true), "{:?}", forged.subject);
     }
     let hers = desk.get(MALLORY, &copy.replace("Club mailing", "Her mailing")).await;
     assert_eq!(hers.duplicate_of, None, "another author");
-    // The other way round, through a list that rewrites From.
-    let from_list = copy.replace("<1@x>", "<2@x>");
-    let first = desk.get("club@lists.example", &format!("Reply-To: {BOB}\n{from_list}")).await;
+    // The other way round.
+    let first = desk.get(BOB, &copy.replace("<1@x>", "<2@x>")).await;
     let direct = desk.get(BOB, &text.replace("<1@x>", "<2@x>")).await;
     assert_eq!((direct.duplicate_of, direct.thread_key), (Some(first.message_key), first.thread_key));
+}
+
+/// Who knows a Message-ID sends something under it first. What comes then is a message of its own.
+#[tokio::test]
+async fn a_forged_copy_mutes_no_genuine_message() {
+    let desk = Desk::new().await;
+    let (list, pass, none) = ("List-Id: <club.lists.example>\n", AuthResult::Pass, AuthResult::None);
+    let file = |octets: &str| {
+        format!(
+            "Content-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: text/plain\n\n{TRIP}\n--b\n\
+             Content-Type: application/pdf\nContent-Disposition: attachment\n\n{octets}\n--b--\n"
+        )
+    };
+    let page = |words: &str| {
+        format!(
+            "Content-Type: multipart/alternative; boundary=b\n\n--b\nContent-Type: text/plain\n\n{TRIP}\n--b\n\
+             Content-Type: text/html\n\n<p>{words}</p>\n--b--\n"
+        )
+    };
+    let half = TRIP.split_at(TRIP.find("Who").unwrap()).0;
+    let (plain, by_list) = (format!("\n{TRIP}"), format!("\n{TRIP}{FOOTER}"));
+    let reply_to = format!("Reply-To: {MALLORY}\n");
+    for (n, (why, forged, genuine, verified)) in [
+        ("the beginning of a word", (BOB, "", "\nS\n"), (BOB, list, &*by_list), none),
+        ("the beginning of the text", (BOB, "", &*format!("\n{half}\n")), (BOB, list, &by_list), none),
+        ("from nobody in particular", (BOB, "", &plain), (BOB, list, &by_list), pass),
+        ("a list's, not verified", (BOB, list, &by_list), (BOB, "", &plain), pass),
+        (
+            "a list's, from another",
+            (MALLORY, &*format!("{list}Reply-To: {BOB}\n"), &by_list),
+            (BOB, "", &plain),
+            none,
+        ),
+        ("answers go elsewhere", (BOB, &*format!("{list}{reply_to}"), &by_list), (BOB, "", &plain), none),
+        ("answers of a direct one", (BOB, &*reply_to, &plain), (BOB, list, &by_list), none),
+        ("another file", (BOB, "", &*file("AAAA")), (BOB, list, &*file("BBBB")), none),
+        ("another page", (BOB, "", &*page("Pay")), (BOB, list, &*page("Come")), none),
+        ("the same body, from another", (MALLORY, "", &plain), (BOB, "", &plain), none),
+        ("the same body, not verified", (BOB, "", &plain), (BOB, "", &plain), pass),
+        ("the same body, answers go elsewhere", (BOB, &*reply_to, &plain), (BOB, "", &plain), none),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let text = |more: &str, body: &str| format!("Message-ID: <{n}@x>\nSubject: Trip {n}\n{more}{body}");
+        desk.get(forged.0, &text(forged.1, forged.2)).await;
+        desk.items().await;
+        let real = desk.get_as(genuine.0, &text(genuine.1, genuine.2), verified).await;
+        assert_eq!((real.duplicate_of, real.id_taken), (None, true), "{why}");
+        // Sent again by its own server, it is one.
+        let again = desk.get_as(genuine.0, &text(genuine.1, genuine.2), verified).await;
+        assert_eq!(again.duplicate_of, Some(real.message_key), "{why}");
+    }
+    // Nor does whoever sends on what he was sent come into the thread by it.
+    let first = desk.get(BOB, &format!("Message-ID: <a@x>\nSubject: Offer\n\n{TRIP}")).await;
+    let sent_on = desk.get(MALLORY, &format!("Message-ID: <a@x>\nSubject: Offer\n\n{TRIP}")).await;
+    assert_ne!(sent_on.thread_key, first.thread_key);
+    // Without Message-ID the same holds.
+    let printed = "Date: Sat, 21 Nov 2026 10:00:00 +0000\nSubject: Backup";
+    desk.get(BOB, printed).await;
+    desk.get(BOB, &format!("{reply_to}{printed}")).await;
+    assert_eq!(desk.get_as(BOB, printed, pass).await.duplicate_of, None);
+}
+
+#[tokio::test]
+async fn a_subject_leads_in_only_who_proves_who_he_is_where_he_could_before() {
+    let desk = Desk::new().await;
+    let first = desk.get_as(BOB, "Message-ID: <1@x>\nSubject: Invoice", AuthResult::Pass).await;
+    let forged = desk.get(BOB, "Message-ID: <2@x>\nSubject: Re: Invoice").await;
+    assert_ne!(forged.thread_key, first.thread_key);
+    let his = desk.get_as(BOB, "Message-ID: <3@x>\nSubject: Re: Invoice", AuthResult::Pass).await;
+    assert!([first.thread_key, forged.thread_key].contains(&his.thread_key));
+    // Also in a thread in which nothing is proven.
+    desk.get(BOB, "Message-ID: <4@x>\nSubject: Offer").await;
+    let forged = desk.get(BOB, "Message-ID: <5@x>\nSubject: Re: Offer").await;
+    assert_eq!(thread_of(&desk.test, &forged).await.message_count, 1);
+    // A sender who proves nothing is known by his address.
+    let carol = desk.get("carol@x.example", "Message-ID: <6@x>\nSubject: Lunch").await;
+    let again = desk.get("carol@x.example", "Message-ID: <7@x>\nSubject: Re: Lunch").await;
+    assert_eq!(again.thread_key, carol.thread_key);
+}
+
+#[tokio::test]
+async fn a_list_of_ones_own_draws_nobody_into_its_thread() {
+    let desk = Desk::new().await;
+    let lure = format!(
+        "Message-ID: <1@x>\nSubject: Invoice\nIn-Reply-To: <gone@x>\nList-Post: <mailto:{MALLORY}>\nReply-To: {BOB}"
+    );
+    let trap = desk.get(MALLORY, &lure).await;
+    let by_subject = desk.get(BOB, "Message-ID: <2@x>\nSubject: Re: Invoice").await;
+    assert_ne!(by_subject.thread_key, trap.thread_key);
+    let by_name = desk.get(BOB, "Message-ID: <3@x>\nSubject: Order\nIn-Reply-To: <gone@x>").await;
+    assert_ne!(by_name.thread_key, trap.thread_key);
+}
+
+#[test]
+fn cited_identifiers_are_few_before_they_are_compared() {
+    let addresses: String = (0..60).map(|n| format!(" <p{n}@x>")).collect();
+    let people: String = (0..60).map(|n| format!(",\r\n p{n}@x")).collect();
+    let raw = format!("To: a@x{people}\r\nReferences: <root@x> <far@x>{addresses}\r\n\r\nHi\r\n");
+    let structure = screen::structure(raw.as_bytes());
+    assert_eq!((structure.references.len(), structure.to.len()), (62, 61));
+    // <far@x> is beyond what is looked at, though nothing nearer is left.
+    assert_eq!(threading::cited(&structure), ["<root@x>"]);
+}
+
+#[tokio::test]
+async fn a_report_that_sends_nothing_back_is_no_way_past_the_reply_list() {
+    let desk = Desk::new().await;
+    let first = desk.get(BOB, "Message-ID: <1@x>\nSubject: Hi").await;
+    let ours = desk.answer(&first).await;
+    let key = desk.ada.key;
+    let allowed: Result<_, StoreError> = (desk.test.floor.store)
+        .write(move |tx| {
+            Box::pin(async move {
+                let entry = ListEntry {
+                    scope: key,
+                    direction: ListDirection::Reply,
+                    list_type: ListType::Allow,
+                    entry: BOB.to_owned(),
+                    is_domain: false,
+                    reason: None,
+                    created_at: tx.now(),
+                };
+                list::put(tx, &entry).await
+            })
+        })
+        .await;
+    allowed.unwrap();
+    for kind in ["message/feedback-report", "message/delivery-status"] {
+        let report = |id: &str, part: &str| {
+            format!(
+                "Message-ID: <{id}@x>\nSubject: Read this\nIn-Reply-To: {ours}\n\
+                 Content-Type: multipart/report; boundary=b\n\n--b\nContent-Type: {kind}\n\n\
+                 Feedback-Type: abuse\n\n--b\n{part}\n--b--\n"
+            )
+        };
+        let cites = desk.get(MALLORY, &report(kind, "Content-Type: text/plain\n\nSend money\n")).await;
+        assert_eq!(cites.held, Some(Held::Blocked), "{kind}");
+        let returned = format!("Content-Type: text/rfc822-headers\n\nMessage-ID: {ours}\n");
+        let honest = desk.get("daemon@x.example", &report(&format!("h.{kind}"), &returned)).await;
+        assert_eq!(honest.held, None, "{kind}");
+    }
 }
 
 #[tokio::test]

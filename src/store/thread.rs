@@ -226,27 +226,37 @@ pub fn place(thread: &Thread) -> Place {
     }
 }
 
-/// Notes that these took part: addresses, and lists under the name that threading gives them.
+/// Notes that these took part: addresses, and lists under the name that threading gives them. `verified`: the mail
+/// that says so is.
 pub(crate) async fn add_participants(
     tx: &mut Tx,
     inbox: InboxKey,
     thread_key: i64,
     who: &[String],
+    verified: bool,
 ) -> Result<(), StoreError> {
     if who.is_empty() {
         return Ok(());
     }
     let sql = tx.either(
-        "INSERT INTO participant (pod_key, inbox_key, thread_key, address, last_at)
-         SELECT $1, $2, $3, value, $5 FROM json_each($4) WHERE true
-         ON CONFLICT (pod_key, inbox_key, thread_key, address) DO UPDATE SET last_at = excluded.last_at",
-        "INSERT INTO participant (pod_key, inbox_key, thread_key, address, last_at)
-         SELECT $1::bigint, $2::bigint, $3::bigint, value, $5::bigint
+        "INSERT INTO participant (pod_key, inbox_key, thread_key, address, last_at, verified)
+         SELECT $1, $2, $3, value, $5, $6 FROM json_each($4) WHERE true
+         ON CONFLICT (pod_key, inbox_key, thread_key, address) DO UPDATE SET last_at = excluded.last_at,
+             verified = CASE WHEN excluded.verified = 1 THEN 1 ELSE participant.verified END",
+        "INSERT INTO participant (pod_key, inbox_key, thread_key, address, last_at, verified)
+         SELECT $1::bigint, $2::bigint, $3::bigint, value, $5::bigint, $6::bigint
          FROM (SELECT DISTINCT value FROM json_array_elements_text($4::json)) AS who
-         ON CONFLICT (pod_key, inbox_key, thread_key, address) DO UPDATE SET last_at = excluded.last_at",
+         ON CONFLICT (pod_key, inbox_key, thread_key, address) DO UPDATE SET last_at = excluded.last_at,
+             verified = CASE WHEN excluded.verified = 1 THEN 1 ELSE participant.verified END",
     );
-    let args =
-        [inbox.pod.into(), inbox.inbox.into(), thread_key.into(), to_json(&who)?.into(), tx.now().into()];
+    let args = [
+        inbox.pod.into(),
+        inbox.inbox.into(),
+        thread_key.into(),
+        to_json(&who)?.into(),
+        tx.now().into(),
+        i64::from(verified).into(),
+    ];
     tx.execute(sql, &args).await?;
     Ok(())
 }
@@ -275,24 +285,44 @@ pub(crate) struct Known {
     /// Policy keeps it back.
     pub held: bool,
     pub size: i64,
+    pub verified_sender: Option<String>,
+    /// It names the author that the asker names, and sends answers nowhere else.
+    pub same_author: bool,
+}
+
+/// Who asks what is known.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asker<'a> {
+    /// As whom it may have taken part.
+    pub author: Option<&'a str>,
+    pub list: Option<&'a str>,
+    /// As whom it took part in what it cites, and in nothing else.
+    pub cites_as: Option<&'a str>,
+    /// The author that it names, believed or not: as `message.from_address`, or else `from_text`.
+    pub named: &'a str,
+    /// As `message.reply_to_text`.
+    pub reply_to: &'a [String],
 }
 
 /// Everything that is known here by any of these names, in one statement: messages by their Message-ID, threads
-/// by their names, and whether `author` or `list` took part. Of many with one name the ten oldest and the ten newest, so
+/// by their names, and whether the asker took part. Of many with one name the ten oldest and the ten newest, so
 /// that a flood under one name costs nobody anything.
 pub(crate) async fn relatives(
     tx: &mut Tx,
     inbox: InboxKey,
     names: &[String],
-    (author, list): (Option<&str>, Option<&str>),
+    asker: Asker<'_>,
 ) -> Result<Vec<Relative>, StoreError> {
     if names.is_empty() {
         return Ok(Vec::new());
     }
     let sql = tx.either(
         "SELECT j.value, m.thread_key, m.message_key, m.direction, m.body_hash, m.duplicate_of, m.held, m.size,
+                m.verified_sender,
+                CASE WHEN COALESCE(m.from_address, m.from_text) = $7 AND m.reply_to_text IN ('[]', $8)
+                     THEN 1 ELSE 0 END,
                 (SELECT count(*) FROM participant p WHERE p.pod_key = $1 AND p.inbox_key = $2
-                    AND p.thread_key = m.thread_key AND p.address IN ($4, $5))
+                    AND p.thread_key = m.thread_key AND p.address IN ($4, $5, $6))
          FROM json_each($3) j CROSS JOIN message m
          WHERE m.pod_key = $1 AND m.inbox_key = $2 AND m.message_key IN (
              SELECT * FROM (SELECT message_key FROM message WHERE pod_key = $1 AND inbox_key = $2
@@ -300,7 +330,7 @@ pub(crate) async fn relatives(
              UNION SELECT * FROM (SELECT message_key FROM message WHERE pod_key = $1 AND inbox_key = $2
                             AND rfc_message_id = j.value ORDER BY message_key DESC LIMIT 10))
          UNION ALL
-         SELECT j.value, n.thread_key, n.message_key, NULL, NULL, NULL, NULL, NULL,
+         SELECT j.value, n.thread_key, n.message_key, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
                 (SELECT count(*) FROM participant p WHERE p.pod_key = $1 AND p.inbox_key = $2
                     AND p.thread_key = n.thread_key AND p.address IN ($4, $5))
          FROM json_each($3) j CROSS JOIN thread_name n
@@ -311,17 +341,22 @@ pub(crate) async fn relatives(
                             AND name = j.value ORDER BY thread_key DESC LIMIT 10))",
         // Each name is looked up by itself: for all at once the planner likes to walk the whole inbox.
         "SELECT j.name, m.thread_key, m.message_key, m.direction, m.body_hash, m.duplicate_of, m.held, m.size,
+                m.verified_sender, m.same_author,
                 (SELECT count(*) FROM participant p WHERE p.pod_key = $1 AND p.inbox_key = $2
-                    AND p.thread_key = m.thread_key AND p.address IN ($4, $5))
+                    AND p.thread_key = m.thread_key AND p.address IN ($4, $5, $6))
          FROM json_array_elements_text($3::json) AS j(name) CROSS JOIN LATERAL (
-             (SELECT thread_key, message_key, direction, body_hash, duplicate_of, held, size FROM message
+             (SELECT thread_key, message_key, direction, body_hash, duplicate_of, held, size, verified_sender,
+                     CAST(CASE WHEN COALESCE(from_address, from_text) = $7 AND reply_to_text IN ('[]', $8)
+                               THEN 1 ELSE 0 END AS BIGINT) AS same_author FROM message
               WHERE pod_key = $1 AND inbox_key = $2 AND rfc_message_id = j.name
               ORDER BY rfc_message_id, message_key LIMIT 10)
-             UNION (SELECT thread_key, message_key, direction, body_hash, duplicate_of, held, size FROM message
+             UNION (SELECT thread_key, message_key, direction, body_hash, duplicate_of, held, size, verified_sender,
+                     CAST(CASE WHEN COALESCE(from_address, from_text) = $7 AND reply_to_text IN ('[]', $8)
+                               THEN 1 ELSE 0 END AS BIGINT) AS same_author FROM message
               WHERE pod_key = $1 AND inbox_key = $2 AND rfc_message_id = j.name
               ORDER BY rfc_message_id DESC, message_key DESC LIMIT 10)) AS m
          UNION ALL
-         SELECT j.name, n.thread_key, n.message_key, NULL, NULL, NULL, NULL, NULL,
+         SELECT j.name, n.thread_key, n.message_key, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
                 (SELECT count(*) FROM participant p WHERE p.pod_key = $1 AND p.inbox_key = $2
                     AND p.thread_key = n.thread_key AND p.address IN ($4, $5))
          FROM json_array_elements_text($3::json) AS j(name) CROSS JOIN LATERAL (
@@ -335,8 +370,11 @@ pub(crate) async fn relatives(
         inbox.pod.into(),
         inbox.inbox.into(),
         to_json(&names)?.into(),
-        author.map(str::to_owned).into(),
-        list.map(str::to_owned).into(),
+        asker.author.map(str::to_owned).into(),
+        asker.list.map(str::to_owned).into(),
+        asker.cites_as.map(str::to_owned).into(),
+        asker.named.into(),
+        to_json(&asker.reply_to)?.into(),
     ];
     let mut found: Vec<Relative> =
         tx.rows(sql, &args).await?.iter().map(relative).collect::<Result<_, StoreError>>()?;
@@ -353,6 +391,8 @@ fn relative(row: &Row) -> Result<Relative, StoreError> {
             duplicate_of: row.get(5)?,
             held: row.get::<Option<String>>(6)?.is_some(),
             size: row.get(7)?,
+            verified_sender: row.get(8)?,
+            same_author: row.get(9)?,
         }),
         None => None,
     };
@@ -360,28 +400,38 @@ fn relative(row: &Row) -> Result<Relative, StoreError> {
         name: row.get(0)?,
         thread_key: row.get(1)?,
         message_key: row.get(2)?,
-        took_part: row.get(8)?,
+        took_part: row.get(10)?,
         known,
     })
 }
 
-/// The latest thread with this base subject in which `address` took part since `since`.
+/// The latest thread with this base subject in which `address` took part since `since`. Where its mail was verified
+/// since then, in whatever thread, mail that is not leads nowhere.
 pub(crate) async fn by_subject(
     tx: &mut Tx,
     inbox: InboxKey,
-    address: &str,
+    (address, verified): (&str, bool),
     base_subject: &str,
     since: Millis,
 ) -> Result<Option<i64>, StoreError> {
     let row = tx
         .row(
-            "SELECT p.thread_key FROM (
-                 SELECT thread_key, last_at FROM participant
+            "WITH p AS (
+                 SELECT thread_key, last_at, verified FROM participant
                  WHERE pod_key = $1 AND inbox_key = $2 AND address = $3 AND last_at >= $4
-                 ORDER BY last_at DESC LIMIT 200) AS p
+                 ORDER BY last_at DESC LIMIT 200)
+             SELECT p.thread_key FROM p
              JOIN thread t ON t.pod_key = $1 AND t.inbox_key = $2 AND t.thread_key = p.thread_key
-             WHERE t.base_subject = $5 ORDER BY p.last_at DESC LIMIT 1",
-            &[inbox.pod.into(), inbox.inbox.into(), address.into(), since.into(), base_subject.into()],
+             WHERE t.base_subject = $5 AND NOT EXISTS (SELECT 1 FROM p AS q WHERE q.verified > $6)
+             ORDER BY p.last_at DESC LIMIT 1",
+            &[
+                inbox.pod.into(),
+                inbox.inbox.into(),
+                address.into(),
+                since.into(),
+                base_subject.into(),
+                i64::from(verified).into(),
+            ],
         )
         .await?;
     row.map(|row| row.get(0)).transpose()
