@@ -393,7 +393,7 @@ fn incoming(
     let sender =
         screen::Sender { domain: author.as_ref().map(Address::domain), null: reverse_path.is_none() };
     Incoming {
-        meaning: screen::meaning(stamped, &structure, sender),
+        meaning: spool::aside(stamped.len(), || screen::meaning(stamped, &structure, sender)),
         author_is_ours: author.as_ref().is_some_and(|a| floor.is_ours(a.domain())),
         author,
         body_hash: spool::aside(body.len(), || Sha256::digest(body).to_vec()),

@@ -14,16 +14,24 @@ use super::structure::Encoding;
 pub(crate) fn transfer(body: &[u8], encoding: Encoding) -> Cow<'_, [u8]> {
     match encoding {
         Encoding::Identity => Cow::Borrowed(body),
-        Encoding::QuotedPrintable => Cow::Owned(quoted_printable(body)),
+        Encoding::QuotedPrintable => {
+            let mut out = Vec::with_capacity(body.len());
+            quoted_printable(body, |octets| out.extend_from_slice(octets));
+            Cow::Owned(out)
+        }
         Encoding::Base64 => Cow::Owned(base64(body)),
     }
 }
 
-/// How many octets `transfer` would give.
+/// How many octets `transfer` would give; counted, so that it takes no memory.
 pub(crate) fn transfer_len(body: &[u8], encoding: Encoding) -> usize {
     match encoding {
         Encoding::Identity => body.len(),
-        Encoding::QuotedPrintable => quoted_printable(body).len(),
+        Encoding::QuotedPrintable => {
+            let mut len = 0;
+            quoted_printable(body, |octets| len += octets.len());
+            len
+        }
         Encoding::Base64 => base64_len(body),
     }
 }
@@ -69,8 +77,7 @@ fn base64_len(body: &[u8]) -> usize {
 
 /// RFC 2045 §6.7, read with its advice for malformed input: an `=` that is no escape stands for itself, and
 /// white space at the end of a line was added on the way.
-fn quoted_printable(body: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(body.len());
+fn quoted_printable(body: &[u8], mut give: impl FnMut(&[u8])) {
     for line in body.split_inclusive(|&octet| octet == b'\n') {
         let (text, end) = match line {
             [text @ .., b'\r', b'\n'] => (text, &b"\r\n"[..]),
@@ -85,22 +92,21 @@ fn quoted_printable(body: &[u8]) -> Vec<u8> {
         let mut rest = text;
         while let Some(escape) = memchr::memchr(b'=', rest) {
             let (plain, after) = rest.split_at(escape);
-            out.extend_from_slice(plain);
+            give(plain);
             match after {
                 [b'=', high, low, tail @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
-                    out.push(hex(*high) << 4 | hex(*low));
+                    give(&[hex(*high) << 4 | hex(*low)]);
                     rest = tail;
                 }
                 _ => {
-                    out.push(b'=');
+                    give(b"=");
                     rest = after.get(1..).unwrap_or_default();
                 }
             }
         }
-        out.extend_from_slice(rest);
-        out.extend_from_slice(end);
+        give(rest);
+        give(end);
     }
-    out
 }
 
 fn hex(digit: u8) -> u8 {
@@ -148,7 +154,8 @@ mod tests {
             ("=", ""),
             ("a=2", "a=2"),
         ] {
-            assert_eq!(String::from_utf8_lossy(&quoted_printable(coded.as_bytes())), text, "{coded:?}");
+            let read = transfer(coded.as_bytes(), Encoding::QuotedPrintable);
+            assert_eq!(String::from_utf8_lossy(&read), text, "{coded:?}");
         }
     }
 

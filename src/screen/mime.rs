@@ -21,6 +21,10 @@ const MAX_PARTS: usize = 1000;
 /// RFC 2046 §5.1.1 allows 70; some senders exceed it.
 const MAX_BOUNDARY: usize = 256;
 
+/// Octets of a Content-Type or Content-Disposition that are read. mail-parser compares each parameter with those
+/// before it; the longest honest ones are file names in RFC 2231's encoding, below 3 KiB.
+const MAX_PARAMETERS: usize = 8 * 1024;
+
 /// Why the tree was not built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TreeError {
@@ -247,7 +251,8 @@ fn is_token(text: &str) -> bool {
 
 /// A value with parameters, RFC 2045 §5.1, RFC 2231.
 fn parameterised<'a>(field: &Field<'a>) -> Option<ContentType<'a>> {
-    match words::parse(field, |stream| stream.parse_content_type()) {
+    let value = field.value.get(..MAX_PARAMETERS).unwrap_or(field.value);
+    match words::parse(&Field { value, ..*field }, |stream| stream.parse_content_type()) {
         HeaderValue::ContentType(value) => Some(value),
         _ => None,
     }

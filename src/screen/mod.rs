@@ -79,8 +79,9 @@ fn codes_of(raw: &[u8], structure: &Structure, sender: Sender<'_>) -> Vec<Code> 
     };
     // As the API serves it.
     let text = if text.contains('\r') { text.replace("\r\n", "\n") } else { text };
+    let subject = structure.subject.as_deref().unwrap_or_default();
     codes::codes(codes::Texts {
-        subject: structure.subject.as_deref().unwrap_or_default(),
+        subject: subject.get(..subject.floor_char_boundary(codes::SUBJECT_HEAD)).unwrap_or_default(),
         text: &text,
         page: page.as_deref(),
         is_page,
@@ -178,18 +179,31 @@ fn contain<T>(work: impl FnOnce() -> T) -> Option<T> {
 
 /// The beginning of a part's text, of about `limit` octets.
 fn text_head(raw: &[u8], structure: &Structure, part: u32, limit: usize) -> String {
-    let Some(part) = structure.parts.get(part as usize) else { return String::new() };
-    let bounds = (usize::try_from(part.body_at), usize::try_from(part.end));
-    let (Ok(start), Ok(end)) = bounds else { return String::new() };
+    let Some(octets) = octets_head(raw, structure, part, limit) else { return String::new() };
+    let charset = structure.parts.get(part as usize).and_then(|part| part.charset.as_deref());
+    contain(|| decode::charset(&octets, charset)).unwrap_or_default()
+}
+
+/// The beginning of a part after transfer decoding, at most `limit` octets; all that it costs is bounded by them.
+fn octets_head<'a>(raw: &'a [u8], structure: &Structure, part: u32, limit: usize) -> Option<Cow<'a, [u8]>> {
+    let part = structure.parts.get(part as usize)?;
+    let (start, end) = (usize::try_from(part.body_at).ok()?, usize::try_from(part.end).ok()?);
     // Transfer encodings take up to three octets for one.
-    let body = raw.get(start..end.min(start.saturating_add(limit.saturating_mul(3)))).unwrap_or_default();
+    let body = raw.get(start..end.min(start.saturating_add(limit.saturating_mul(3))))?;
     let mut octets = decode::transfer(body, part.encoding);
     if octets.len() > limit {
         // At the end of a line where there is one: half a character would make another charset of the text.
         let line = octets.get(..limit).and_then(|head| head.iter().rposition(|&octet| octet == b'\n'));
-        octets.to_mut().truncate(line.unwrap_or(limit));
+        let kept = line.unwrap_or(limit);
+        octets = match octets {
+            Cow::Borrowed(octets) => Cow::Borrowed(octets.get(..kept).unwrap_or(octets)),
+            Cow::Owned(mut octets) => {
+                octets.truncate(kept);
+                Cow::Owned(octets)
+            }
+        };
     }
-    contain(|| decode::charset(&octets, part.charset.as_deref())).unwrap_or_default()
+    Some(octets)
 }
 
 fn part_octets<'a, 's>(

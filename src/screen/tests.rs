@@ -175,6 +175,34 @@ fn encoded_words_and_charsets_are_no_bombs() {
     }
 }
 
+/// Parameters are compared with those before them; so many parts would take minutes.
+#[test]
+fn parts_made_of_parameters_are_bounded() {
+    let parameters: String = (0..15_000).map(|n| format!(";\r\n a{n}*1=x")).collect();
+    let part = format!("--b\r\nContent-Type: text/plain; name=a{parameters}; charset=utf-7\r\n\r\nx\r\n");
+    let raw = format!("Content-Type: multipart/mixed; boundary=b\r\n\r\n{}", part.repeat(60));
+    let read = structure(raw.as_bytes());
+    assert_eq!(read.parts.len(), 61);
+    let first = &read.parts[1];
+    assert_eq!((first.filename.as_deref(), first.charset.as_deref()), (Some("a"), None), "what stands first");
+}
+
+/// What is looked at of a report is its beginning, whatever its parts are in.
+#[test]
+fn a_report_is_looked_at_from_its_beginning() {
+    let daemon = "Return-Path: <>\r\nFrom: MAILER-DAEMON@x\r\n";
+    let words = "It failed.\r\n".repeat(8_000);
+    let near = format!("{daemon}\r\nMessage-ID: <a@b>\r\n{words}");
+    let far = format!("{daemon}\r\n{words}Message-ID: <a@b>\r\n");
+    assert_eq!(structure(near.as_bytes()).ties.returned, ["<a@b>"]);
+    assert_eq!(structure(far.as_bytes()).ties.returned, Vec::<String>::new());
+    let part = "--b\r\nContent-Type: message/delivery-status\r\n\r\nAction: failed\r\n";
+    let empty = "--b\r\nContent-Type: text/rfc822-headers\r\n\r\nSubject: x\r\n".repeat(900);
+    let last = "--b\r\nContent-Type: text/rfc822-headers\r\n\r\nMessage-ID: <a@b>\r\n";
+    let many = format!("Content-Type: multipart/report; boundary=b\r\n\r\n{part}{empty}{last}--b--\r\n");
+    assert_eq!(structure(many.as_bytes()).ties.returned, Vec::<String>::new());
+}
+
 #[test]
 fn html_alone_is_read_as_text() {
     let raw = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nContent-Type: text/html\r\n\r\n<div>Your code</div><div>123456</div>\r\n--b\r\n\r\nlist footer\r\n--b--\r\n";

@@ -13,18 +13,19 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use super::fields::{self, Header};
 use super::structure::Structure;
-use super::{decode_text, part_octets, words};
+use super::{octets_head, text_head, words};
 
 /// The octets of a Thread-Index that all messages of a conversation share: a time and a GUID.
 const CONVERSATION: usize = 22;
 /// Octets of an invitation's UID. RFC 7986 §5.3 suggests below 255.
 const MAX_UID: usize = 255;
 /// Octets of a calendar part that are read: invitations with a long description are some 20 KiB.
-const MAX_CALENDAR: u64 = 128 * 1024;
+const MAX_CALENDAR: usize = 128 * 1024;
 /// Octets of a bounce in free text in which the returned header is looked for.
 const MAX_FREE_TEXT: usize = 64 * 1024;
-/// Returned messages that are looked at.
+/// Returned messages that are kept, and parts that are looked at for them.
 const MAX_RETURNED: usize = 4;
+const MAX_LOOKED_AT: usize = 32;
 
 /// White space from folds is taken out before; padding is often missing.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
@@ -60,8 +61,8 @@ pub(super) fn of(raw: &[u8], header: &Header<'_>, structure: &Structure) -> Ties
     ties.names.extend(header.first("Thread-Index").and_then(|field| conversation(field.value)));
     for (index, part) in structure.parts.iter().enumerate() {
         match part.content_type.as_str() {
-            "text/calendar" if ties.names.len() < 2 && part.size <= MAX_CALENDAR => {
-                ties.names.extend(invitation(&decode_text(raw, structure, index as u32)));
+            "text/calendar" if ties.names.len() < 2 && part.size <= MAX_CALENDAR as u64 => {
+                ties.names.extend(invitation(&text_head(raw, structure, index as u32, MAX_CALENDAR)));
             }
             "message/delivery-status" | "message/global-delivery-status" | "message/feedback-report" => {
                 ties.is_report = true;
@@ -126,8 +127,9 @@ fn returned(raw: &[u8], structure: &Structure) -> Vec<String> {
     };
     let parts = structure.parts.iter().enumerate().filter(|(_, part)| is_mail(&part.content_type));
     parts
+        .take(MAX_LOOKED_AT)
         .filter_map(|(index, _)| {
-            let (octets, _) = part_octets(raw, structure, index as u32)?;
+            let octets = octets_head(raw, structure, index as u32, fields::MAX_HEADER_OCTETS)?;
             words::message_id(&fields::header(&octets))
         })
         .take(MAX_RETURNED)
@@ -147,9 +149,8 @@ fn is_free_text_bounce(header: &Header<'_>, structure: &Structure) -> bool {
 /// `Message-ID: <…>` on a line of the text, quoted or not.
 fn quoted_in_text(raw: &[u8], structure: &Structure) -> Vec<String> {
     let Some(&index) = structure.body.first() else { return Vec::new() };
-    let text = decode_text(raw, structure, index);
-    let end = text.floor_char_boundary(MAX_FREE_TEXT);
-    let lines: Vec<&str> = text.get(..end).unwrap_or_default().lines().collect();
+    let text = text_head(raw, structure, index, MAX_FREE_TEXT);
+    let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
     for (n, line) in lines.iter().enumerate() {
         let line = line.trim_start_matches([' ', '\t', '>', '|']);

@@ -4,9 +4,11 @@
 //! (an encoded word may hide a line break in a subject), no NUL (PostgreSQL cannot store it).
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use mail_parser::parsers::MessageStream;
 use mail_parser::{Address as AddressList, HeaderValue};
+use memchr::memmem;
 
 use super::fields::{Field, Header};
 use super::structure::Mailbox;
@@ -20,18 +22,47 @@ const MAX_MESSAGE_ID: usize = 998;
 /// Addresses kept of all fields of one name. More fit into a header, and nobody answers to them.
 const MAX_MAILBOXES: usize = 1000;
 
+/// How often each octet of a field may be looked at in search of the ends of encoded words. Honest fields come to
+/// two.
+const MAX_WORD_SEARCHES: usize = 16;
+
 /// Lets mail-parser read one field's value. A header that was cut off gets the line end it lacks.
 pub(crate) fn parse<'a>(
     field: &Field<'a>,
     read: impl for<'s> Fn(&mut MessageStream<'s>) -> HeaderValue<'s>,
 ) -> HeaderValue<'a> {
-    if field.value.ends_with(b"\n") {
-        read(&mut MessageStream::new(field.value))
-    } else {
-        let mut whole = field.value.to_vec();
-        whole.push(b'\n');
-        read(&mut MessageStream::new(&whole)).into_owned()
+    let is_flood = word_search(field.value) > MAX_WORD_SEARCHES * field.value.len();
+    if field.value.ends_with(b"\n") && !is_flood {
+        return read(&mut MessageStream::new(field.value));
     }
+    let mut whole = field.value.to_vec();
+    whole.push(b'\n');
+    if is_flood {
+        // None of them is a word then; everything else in the field is read all the same.
+        let begins: Vec<usize> = memmem::find_iter(field.value, b"=?").collect();
+        for at in begins {
+            if let Some(octet) = whole.get_mut(at + 1) {
+                *octet = b'_';
+            }
+        }
+    }
+    read(&mut MessageStream::new(&whole)).into_owned()
+}
+
+/// How far mail-parser would look. From each place where an encoded word may begin it looks for the end, which is
+/// the second `?=` at the latest, over folds as well: quadratic in a field that has beginnings alone.
+fn word_search(value: &[u8]) -> usize {
+    let (mut searched, mut at, mut begun) = (0usize, 0, 0);
+    if memmem::find(value, b"=?").is_none() {
+        return 0;
+    }
+    for end in memmem::find_iter(value, b"?=").chain([value.len()]) {
+        let stretch = value.get(at..end).unwrap_or_default();
+        let here = memmem::find_iter(stretch, b"=?").count();
+        searched = searched.saturating_add((begun + here).saturating_mul(stretch.len()));
+        (at, begun) = (end, here);
+    }
+    searched
 }
 
 /// One line, without control characters; runs of them become one space.
@@ -116,7 +147,7 @@ pub(crate) fn message_ids(header: &Header<'_>, name: &str) -> Vec<String> {
     for field in header.all(name) {
         identifiers(&decoded_ids(field), false, &mut found);
     }
-    let mut seen = std::collections::HashSet::with_capacity(found.len());
+    let mut seen = HashSet::with_capacity(found.len());
     found.retain(|id| seen.insert(id.clone()));
     if found.len() > MAX_REFERENCES {
         let last = found.split_off(found.len() - (MAX_REFERENCES - FIRST_REFERENCES));
@@ -133,7 +164,7 @@ pub(crate) fn in_reply_to(header: &Header<'_>) -> Vec<String> {
     if all.len() < 2 {
         return all;
     }
-    let mut people = Vec::new();
+    let mut people = HashSet::new();
     for field in header.all("In-Reply-To") {
         let mut brackets = field.value.split(|octet| *octet == b'<').skip(1).peekable();
         while let Some(bracket) = brackets.next() {
@@ -177,9 +208,10 @@ fn identifiers(value: &[u8], is_own: bool, found: &mut Vec<String>) {
     }
     let bare = |octet: &u8| matches!(octet, b'<' | b'>' | b'"' | b'\'' | b',' | b';' | b'(' | b')');
     let is_space = |octet: &u8| octet.is_ascii_whitespace();
+    let visible = value.trim_ascii().len();
     for word in value.split(|octet| is_space(octet) || bare(octet)).filter(|word| !word.is_empty()) {
         // A bare word is an identifier where it can be nothing else.
-        let only_word = is_own && value.trim_ascii().len() == word.len();
+        let only_word = is_own && visible == word.len();
         if word.contains(&b'@') || only_word {
             found.extend(identifier(word));
         }
@@ -238,6 +270,24 @@ mod tests {
         let kept = ids(&all);
         assert_eq!(kept.len(), MAX_REFERENCES);
         assert_eq!((kept[0].as_str(), kept[99].as_str()), ("<0@x>", "<499@x>"));
+    }
+
+    /// Each of them would be looked for to the end of the field: 28,000 times 256 KiB.
+    #[test]
+    fn beginnings_of_encoded_words_hide_no_address() {
+        let raw = format!("From: {}, bob@b.example\r\n\r\n", "=?ab?Q?a ".repeat(25_000));
+        let all = mailboxes(&header(raw.as_bytes()), "From");
+        assert!(all.iter().any(|from| from.address == "bob@b.example"), "{}", all.len());
+        // Many words that end are words.
+        let raw = format!("Subject: {}\r\n\r\n", "=?utf-8?Q?=C3=BC?= ".repeat(10_000));
+        let subject = header(raw.as_bytes()).first("Subject").and_then(text).unwrap();
+        assert_eq!(subject.chars().filter(|c| *c == 'ü').count(), 10_000);
+    }
+
+    #[test]
+    fn a_message_id_of_many_words_is_none() {
+        let value = format!("{}{}", " ".repeat(120_000), "a ".repeat(60_000));
+        assert_eq!(first_identifier(value.as_bytes()), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use mail_auth::common::crypto::Algorithm;
 
 use super::key::{self, KeyError};
 use super::lookups::{Lookups, SPENT};
-use super::signed::{Coverage, Message, Signature};
+use super::signed::{Coverage, Message, Signature, TOO_MANY_FIELDS};
 use super::tags::{EmptyTags, Tags};
 use super::verdict::{AuthResult, Dkim};
 use crate::address::normalize_domain;
@@ -23,8 +23,6 @@ use crate::screen::fields::Field;
 pub(crate) const MAX_SIGNATURES: usize = 5;
 /// Recorded of those that are not even looked at.
 const MAX_REFUSED: usize = 5;
-/// Field names in `h=`; honest signatures stay below 60, and verifying is quadratic in them.
-const MAX_SIGNED_FIELDS: usize = 200;
 
 /// The signatures of a message: those that are worth a key, and those that are not.
 pub(crate) struct Signatures<'m> {
@@ -84,12 +82,12 @@ fn candidate<'m>(field: &Field<'m>, tags: &Tags<'_>, now: Millis) -> Result<Cand
     if signature.algorithm == Algorithm::RsaSha1 {
         return Err((AuthResult::Policy, "rsa-sha1 proves nothing"));
     }
-    let coverage = Coverage::read(tags).map_err(permanent)?;
+    let coverage = Coverage::read(tags).map_err(|why| match why {
+        TOO_MANY_FIELDS => (AuthResult::Policy, why),
+        why => permanent(why),
+    })?;
     if !coverage.fields.iter().any(|name| name.eq_ignore_ascii_case("from")) {
         return Err(permanent("From is not signed"));
-    }
-    if coverage.fields.len() > MAX_SIGNED_FIELDS {
-        return Err((AuthResult::Policy, "too many signed fields"));
     }
     let signed_at = tags.number("t").map_err(permanent)?;
     let expires = tags.number("x").map_err(permanent)?;

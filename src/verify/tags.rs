@@ -6,6 +6,9 @@ use std::ops::Range;
 /// White space that may stand around names and values, folds included.
 const FWS: [char; 4] = [' ', '\t', '\r', '\n'];
 
+/// Tags of a list. Honest ones have a dozen; each is compared with those before it.
+const MAX_TAGS: usize = 64;
+
 /// A list that was read.
 #[derive(Debug)]
 pub(crate) struct Tags<'x> {
@@ -51,6 +54,9 @@ impl<'x> Tags<'x> {
             }
             if tags.iter().any(|tag| tag.name == name) {
                 return Err("a tag that stands twice");
+            }
+            if tags.len() == MAX_TAGS {
+                return Err("too many tags");
             }
             tags.push(Tag { name, value: value.trim_matches(FWS), place });
         }
@@ -123,5 +129,13 @@ mod tests {
         }
         assert!(Tags::parse("a=b;; c=d", EmptyTags::Refused).is_err());
         assert!(Tags::parse("a=b;; c=d", EmptyTags::Skipped).is_ok());
+    }
+
+    /// A field of 256 KiB has room for 43,000 names, each to be compared with all before it.
+    #[test]
+    fn a_list_of_nothing_but_tags_is_left_early() {
+        let list = |tags: usize| (0..tags).map(|n| format!("t{n}=;")).collect::<String>();
+        assert!(Tags::parse(&list(MAX_TAGS), EmptyTags::Refused).is_ok());
+        assert_eq!(Tags::parse(&list(43_000), EmptyTags::Refused).unwrap_err(), "too many tags");
     }
 }

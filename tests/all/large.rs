@@ -34,6 +34,13 @@ fn head(subject: &str) -> String {
     head
 }
 
+/// A bounce of nothing but words, of which all that looks at messages looks at something.
+fn letter(subject: &str) -> String {
+    let mut head = format!("From: mailer-daemon@remote.example\r\nTo: {ADA}\r\nSubject: {subject}\r\n");
+    let _ = write!(head, "Message-ID: <{subject}@remote.example>\r\nMIME-Version: 1.0\r\n");
+    head + "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
+}
+
 /// A line of /proc/PID/status, in KiB.
 fn status(pid: u32, name: &str) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -56,9 +63,9 @@ fn watch(pid: u32) -> (Arc<AtomicBool>, std::thread::JoinHandle<usize>) {
     (stop, watcher)
 }
 
-async fn envelope(smtp: &mut Smtp) {
+async fn envelope(smtp: &mut Smtp, from: &str) {
     smtp.expect("EHLO client.example", 250).await;
-    smtp.expect("MAIL FROM:<bob@remote.example>", 250).await;
+    smtp.expect(&format!("MAIL FROM:<{from}>"), 250).await;
     smtp.expect(&format!("RCPT TO:<{ADA}>"), 250).await;
 }
 
@@ -72,10 +79,12 @@ async fn fifty_mebibytes_cost_no_fifty_mebibytes_of_memory() {
         server.receive("bob@remote.example", ADA, small.as_bytes()).await;
     }
     let blocks = 50 * MIB / block.len() + 1;
-    for (subject, chunked) in [("by-data", false), ("by-bdat", true)] {
+    let sent =
+        |subject: &str| if subject == "all-text" { (letter(subject), "") } else { (head(subject), END) };
+    for (subject, chunked) in [("by-data", false), ("by-bdat", true), ("all-text", true)] {
         let mut smtp = server.dial().await;
-        envelope(&mut smtp).await;
-        let (head, end) = (head(subject), END);
+        envelope(&mut smtp, if subject == "all-text" { "" } else { "bob@remote.example" }).await;
+        let (head, end) = sent(subject);
         let before = status(server.pid(), "RssAnon:");
         let (stop, watcher) = watch(server.pid());
         let size = head.len() + blocks * block.len() + end.len();
@@ -106,12 +115,12 @@ async fn fifty_mebibytes_cost_no_fifty_mebibytes_of_memory() {
         assert!(grown < 16 * 1024, "{subject}: {grown} KiB more for {} KiB", size / 1024);
     }
     // Reading them back costs memory, so it comes last.
-    for subject in ["by-data", "by-bdat"] {
+    for subject in ["by-data", "by-bdat", "all-text"] {
         let message = server.message(ADA, subject).await;
         let raw = server.raw(ADA, message["message_id"].as_str().unwrap()).await;
-        let size = head(subject).len() + blocks * block.len() + END.len();
-        let trace = raw.len() - size;
-        assert!(raw.ends_with(format!("{block}{END}").as_bytes()) && trace < 4096, "{subject} is whole");
+        let (head, end) = sent(subject);
+        let trace = raw.len() - (head.len() + blocks * block.len() + end.len());
+        assert!(raw.ends_with(format!("{block}{end}").as_bytes()) && trace < 4096, "{subject} is whole");
         assert_eq!(spooled(&server), 0);
     }
 }
@@ -124,7 +133,7 @@ fn spooled(server: &TestServer) -> usize {
 async fn a_kill_in_the_middle_of_a_large_message_leaves_nothing() {
     let server = TestServer::new().inbox("ada").start().await;
     let mut smtp = server.dial().await;
-    envelope(&mut smtp).await;
+    envelope(&mut smtp, "bob@remote.example").await;
     smtp.expect("DATA", 354).await;
     smtp.write(format!("{}{}", head("half"), attachment(4 * MIB)).as_bytes()).await.unwrap();
     let open = format!("/proc/{}/fd", server.pid());

@@ -2,6 +2,7 @@
 //!
 //! RFC 5965 (abuse reporting format), RFC 6591 (authentication failures), RFC 8058 and Apple's unsubscribe mail.
 
+use super::notice::{MAX_FIELDS, inside_message};
 use super::{Bounce, BounceClass, BounceKind, BouncedRecipient, MAX_RECIPIENTS, Reason, fields, line};
 use crate::screen::{self, structure::Structure};
 
@@ -9,21 +10,25 @@ use crate::screen::{self, structure::Structure};
 const NAMED: [&str; 3] = ["original-rcpt-to", "removal-recipient", "redacted-address"];
 
 pub(super) fn read(raw: &[u8], structure: &Structure) -> Option<Bounce> {
-    let at = structure.parts.iter().position(|part| part.content_type == "message/feedback-report");
+    // A complaint that somebody forwards is inside of a message, and none about ours.
+    let at = structure.parts.iter().enumerate().position(|(at, part)| {
+        part.content_type == "message/feedback-report" && !inside_message(structure, at)
+    });
     let Some(part) = at.and_then(|at| u32::try_from(at).ok()) else { return unsubscribed(structure) };
-    let text = String::from_utf8_lossy(&screen::decode_part(raw, structure, part)).into_owned();
+    let text = screen::text_head(raw, structure, part, MAX_FIELDS);
     let unfolded = fields::unfolded(&text);
     let mut feedback = None;
     let mut addresses = Vec::new();
     for (name, value) in fields::named(&unfolded) {
         match name.as_str() {
             "feedback-type" => feedback = feedback.or(Some(line(value).to_lowercase())),
-            name if NAMED.contains(&name) => addresses.extend(super::address(value)),
+            name if NAMED.contains(&name) && addresses.len() < MAX_RECIPIENTS => {
+                addresses.extend(super::address(value));
+            }
             _ => {}
         }
     }
     addresses.dedup();
-    addresses.truncate(MAX_RECIPIENTS);
     Some(complaint(feedback.unwrap_or_else(|| "other".to_owned()), addresses, structure))
 }
 

@@ -174,7 +174,10 @@ pub(super) fn utf8_address(text: &str) -> String {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("\\x{") {
         out.push_str(before);
-        let decoded = after.split_once('}').and_then(|(digits, after)| {
+        // Six digits at most: looking further for the bracket would be quadratic in a text that has none.
+        let bracket = after.bytes().take(7).position(|octet| octet == b'}');
+        let decoded = bracket.and_then(|bracket| {
+            let (digits, after) = (after.get(..bracket)?, after.get(bracket + 1..)?);
             Some((char::from_u32(u32::from_str_radix(digits, 16).ok()?)?, after))
         });
         match decoded {

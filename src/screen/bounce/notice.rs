@@ -5,7 +5,7 @@ use crate::screen::{self, structure::Structure};
 /// Octets of prose that are read: what a bounce says for itself stands at its beginning.
 const MAX_PROSE: usize = 64 * 1024;
 /// Octets of status fields: a hundred recipients with long diagnostics.
-const MAX_FIELDS: usize = 256 * 1024;
+pub(super) const MAX_FIELDS: usize = 256 * 1024;
 /// Octets of the returned message in which its recipient is looked for.
 const MAX_RETURNED: usize = 16 * 1024;
 
@@ -93,7 +93,8 @@ pub(super) fn read(raw: &[u8], structure: &Structure) -> Notice {
             _ => continue,
         };
         if into.len() < limit {
-            append(into, &screen::decode_text(raw, structure, at), limit);
+            let room = limit - into.len();
+            append(into, &screen::text_head(raw, structure, at, room), limit);
         }
     }
     if plain.trim().is_empty() && !html.is_empty() {
@@ -126,7 +127,8 @@ fn append(into: &mut String, text: &str, limit: usize) {
     into.push_str("\n\n");
 }
 
-fn inside_message(structure: &Structure, index: usize) -> bool {
+/// Whether the part belongs to a message that is attached.
+pub(super) fn inside_message(structure: &Structure, index: usize) -> bool {
     let mut at = structure.parts.get(index).and_then(|part| part.parent);
     // A tree: every parent stands before its children.
     while let Some(part) = at.and_then(|at| structure.parts.get(at as usize)) {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::screen::kind::Kind;
 use crate::screen::structure;
 
 fn report(fields: &str) -> Option<Bounce> {
@@ -30,6 +31,44 @@ fn fields_say_who_failed_and_whether_it_is_final() {
     assert_eq!((late.kind, late.class), (BounceKind::Delay, BounceClass::Soft));
     assert_eq!((relayed.kind, relayed.class), (BounceKind::Delivered, BounceClass::Other));
     assert_eq!(relayed.address.as_deref(), Some("jörg@remote.example"));
+}
+
+/// Whoever forwards a complaint asks what to do about it; it is a person's mail.
+#[test]
+fn a_complaint_counts_where_it_is_the_message_and_no_further_than_it_is_read() {
+    let report = |fields: &str| {
+        format!(
+            "Content-Type: multipart/report; boundary=b\r\n\r\n--b\r\n\r\nA complaint.\r\n\
+             --b\r\nContent-Type: message/feedback-report\r\n\r\nFeedback-Type: abuse\r\n{fields}\r\n--b--\r\n"
+        )
+    };
+    let kind = |raw: &str| {
+        let structure = structure(raw.as_bytes());
+        crate::screen::meaning(raw.as_bytes(), &structure, crate::screen::Sender::default()).kind
+    };
+    let read = |raw: &str| read(raw.as_bytes(), &structure(raw.as_bytes()));
+    let own = format!("From: fbl@remote.example\r\n{}", report("Removal-Recipient: bob@remote.example\r\n"));
+    assert_eq!((kind(&own), read(&own).unwrap().kind), (Kind::Report, BounceKind::Complaint));
+    let forwarded = format!(
+        "From: bob@remote.example\r\nContent-Type: multipart/mixed; boundary=o\r\n\r\n--o\r\n\r\nWhat is this?\r\n\
+         --o\r\nContent-Type: message/rfc822\r\n\r\n{own}\r\n--o--\r\n"
+    );
+    assert_eq!((kind(&forwarded), read(&forwarded)), (Kind::Person, None));
+    let many: String = (0..100_000).map(|n| format!("Removal-Recipient: n{n}@remote.example\r\n")).collect();
+    assert_eq!(read(&report(&many)).unwrap().recipients.len(), MAX_RECIPIENTS);
+    let late = format!("{}Removal-Recipient: bob@remote.example\r\n", "X-Filler: x\r\n".repeat(30_000));
+    assert_eq!(read(&report(&late)).unwrap().recipients[0].address, None);
+}
+
+/// RFC 6533 §3 has six digits: a text of beginnings is not searched to its end from each of them.
+#[test]
+fn an_address_of_brackets_that_never_close() {
+    let text = "\\x{".repeat(2 << 20);
+    assert_eq!(fields::utf8_address(&text), text);
+    assert_eq!(
+        fields::utf8_address("j\\x{F6}rg\\x{10FFFF}\\x{}\\x{1234567}"),
+        "jörg\u{10ffff}\\x{}\\x{1234567}"
+    );
 }
 
 #[test]

@@ -7,6 +7,8 @@ use super::cues::Cue;
 
 /// Things that look like codes, of which so many are looked at.
 const MAX_CANDIDATES: usize = 2_000;
+/// Codes given of one text.
+const MAX_FOUND: usize = 50;
 /// Octets on one line between a code and the words that announce it.
 const NEAR: usize = 80;
 /// Lines with text between them, where the code has a line for itself.
@@ -68,6 +70,7 @@ pub(super) fn find(text: &str, cues: &[Cue], announced: bool) -> Vec<Found> {
     // Where one is announced directly, others that merely stand near it are something else.
     let best = found.first().map_or(0.0, |best| best.confidence);
     found.retain(|one| one.confidence + 0.2 >= best);
+    found.truncate(MAX_FOUND);
     found
 }
 
@@ -91,8 +94,12 @@ impl Lines {
         self.0.partition_point(|(_, end)| *end <= at)
     }
 
+    fn bounds(&self, at: usize) -> Option<(usize, usize)> {
+        self.0.get(self.number(at)).copied()
+    }
+
     fn line<'t>(&self, text: &'t str, at: usize) -> &'t str {
-        self.0.get(self.number(at)).and_then(|(start, end)| text.get(*start..*end)).unwrap_or_default()
+        self.bounds(at).and_then(|(start, end)| text.get(start..end)).unwrap_or_default()
     }
 }
 
@@ -127,7 +134,9 @@ fn in_word(text: &str, word: &str, word_at: usize, found: &mut Vec<Candidate>) {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-';
     let mut rest = word;
     let mut at = word_at;
-    while let Some(skip) = rest.find(|c: char| c.is_ascii_alphanumeric()) {
+    while let Some(skip) = rest.find(|c: char| c.is_ascii_alphanumeric())
+        && found.len() < MAX_CANDIDATES
+    {
         let run = rest.get(skip..).unwrap_or_default();
         let len = run.find(|c: char| !is_part(c)).unwrap_or(run.len());
         let run = run.get(..len).unwrap_or_default().trim_end_matches('-');
@@ -192,6 +201,9 @@ fn spaced(text: &str, at: usize) -> Option<Candidate> {
     // `**123 456**`
     let open = head.bytes().take(3).take_while(u8::is_ascii_punctuation).count();
     let (at, head) = (at + open, head.get(open..)?);
+    if !head.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
     let line = head.get(..head.floor_char_boundary(24))?.split('\n').next()?;
     let end = line.find(|c: char| !(c.is_ascii_digit() || c == ' ')).unwrap_or(line.len());
     let run = line.get(..end)?.trim_end();
@@ -199,10 +211,14 @@ fn spaced(text: &str, at: usize) -> Option<Candidate> {
     let lens: Vec<usize> = parts.iter().map(|part| part.len()).collect();
     let grouped = matches!(lens.as_slice(), [3, 3] | [4, 4]);
     let single = (4..=8).contains(&lens.len()) && lens.iter().all(|len| *len == 1);
-    let before = text.get(..at).unwrap_or_default().trim_end_matches(' ').chars().last();
+    if !grouped && !single {
+        return None;
+    }
+    // However many spaces stand before it, they stand before this number alone.
+    let before = text.get(..at).unwrap_or_default().trim_end_matches(' ').chars().next_back();
     let apart = !before.is_some_and(|c| c.is_ascii_digit() || c == '+');
     let end = at + run.len();
-    ((grouped || single) && apart && !continues(text, at, end)).then(|| Candidate {
+    (apart && !continues(text, at, end)).then(|| Candidate {
         value: parts.concat(),
         start: at,
         end,
@@ -303,6 +319,9 @@ fn judge(text: &str, lines: &Lines, cues: &[Cue], candidate: &Candidate, announc
         .flatten();
     let near = above.and_then(|cue| near(text, cue, candidate));
     let confidence = [direct, before, alone, near].into_iter().flatten().fold(0.0, f64::max);
+    if confidence < 0.5 {
+        return None;
+    }
     let year = candidate.shape == Shape::Digits
         && candidate.value.len() == 4
         && (candidate.value.starts_with("19") || candidate.value.starts_with("20"));
@@ -311,7 +330,7 @@ fn judge(text: &str, lines: &Lines, cues: &[Cue], candidate: &Candidate, announc
         Shape::Mixed => is_capital(&candidate.value) || direct.is_some_and(|c| c >= 0.9),
         Shape::Digits => !year || direct.is_some_and(|c| c >= 0.9) || before.is_some(),
     };
-    (confidence >= 0.5 && letters_where).then_some(confidence)
+    letters_where.then_some(confidence)
 }
 
 /// What is said of codes, and is none.
@@ -384,7 +403,7 @@ fn is_capital(value: &str) -> bool {
 fn ends_line(text: &str, at: usize) -> bool {
     let rest = text.get(at..).unwrap_or_default();
     rest.trim_start_matches([' ', '.', '!', '*', '\t', '\r']).starts_with('\n')
-        || rest.trim_matches([' ', '.', '!', '*', '\r', '\n']).is_empty()
+        || rest.trim_start_matches([' ', '.', '!', '*', '\r', '\n']).is_empty()
 }
 
 /// The end of what stands before it on its line: as much as a domain name can have.
@@ -480,10 +499,12 @@ fn near(text: &str, cue: &Cue, candidate: &Candidate) -> Option<f64> {
     (plain && gap.len() <= NEAR / 2).then_some(if cue.strong { 0.7 } else { 0.5 })
 }
 
+/// Nothing but marks around it. Looked for from the code outwards: other codes on the line end the search.
 fn alone_on_line(text: &str, lines: &Lines, candidate: &Candidate) -> bool {
-    let line = lines.line(text, candidate.start);
-    let printed = text.get(candidate.start..candidate.end).unwrap_or_default();
-    line.trim_matches(|c: char| !c.is_alphanumeric()) == printed
+    let Some((start, end)) = lines.bounds(candidate.start) else { return false };
+    let (before, after) = (text.get(start..candidate.start), text.get(candidate.end..end));
+    let (Some(before), Some(after)) = (before, after) else { return false };
+    !before.chars().rev().any(char::is_alphanumeric) && !after.contains(char::is_alphanumeric)
 }
 
 /// A line for itself, the words in the lines around it or in the subject.

@@ -32,7 +32,8 @@ pub(super) fn in_text(text: &str) -> Vec<FoundLink> {
         }) else {
             continue;
         };
-        let rest = text.get(start..).unwrap_or_default();
+        let most = text.floor_char_boundary(start.saturating_add(2 * MAX_LINK));
+        let rest = text.get(start..most).unwrap_or_default();
         let end = rest.find(|c: char| c.is_whitespace() || c.is_control() || "<>\"'`|{}）】」".contains(c));
         let link = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
         let link = link.trim_end_matches(['.', ',', ';', ':', '!', '?', ')', ']', '*', '_', '。', '，']);

@@ -1,8 +1,8 @@
 //! Verification codes and links, for an agent in a sign-up flow: so that it need not guess, nor read a page.
 //!
 //! Found by their shape and by the words around them, in many languages. Precision comes first: a number that
-//! nothing announces is none. Bounded: the first `TEXT_HEAD` octets of the text and `PAGE_HEAD` of the page are
-//! looked at, and one pass over them tells most mail that it has none.
+//! nothing announces is none. Bounded: the first `TEXT_HEAD` octets of the text, `PAGE_HEAD` of the page and
+//! `SUBJECT_HEAD` of the subject are looked at, and one pass over them tells most mail that it has none.
 //!
 //! What is found is what the message claims: before a link is followed, `link_domain_matches_sender` and the
 //! message's `verified_sender` say whom it would be followed for.
@@ -18,6 +18,8 @@ use links::same_organisation;
 /// Octets of text and of HTML looked at. Sign-up mail says it in the first few; its pages begin with styles.
 pub(super) const TEXT_HEAD: usize = 64 * 1024;
 pub(super) const PAGE_HEAD: usize = 128 * 1024;
+/// Octets of the subject: two lines (RFC 5322 §2.1.1), more than anybody is shown.
+pub(super) const SUBJECT_HEAD: usize = 2 * 1024;
 /// Codes and links kept of one message.
 const MAX_CODES: usize = 5;
 

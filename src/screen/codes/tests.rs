@@ -116,6 +116,32 @@ fn links_that_finish_something() {
     }
 }
 
+/// Half mebibytes that the search would go back and forth over once for each word or code: hours, not seconds.
+#[test]
+fn a_search_looks_at_each_place_once() {
+    let spaces = " ".repeat(1 << 19);
+    let marks = "-".repeat(1 << 19);
+    for text in [
+        format!("code{spaces}1234"),
+        format!("code\n{marks}{}{marks}", "1234 ".repeat(2_000)),
+        format!("code {}{marks}", "ABCDEF ".repeat(2_000)),
+        format!("{}{spaces}", "passcode: abcdef ".repeat(300)),
+        format!("code {}", "1234,".repeat(100_000)),
+    ] {
+        let found = find::find(&text, &cues::scan(&text).cues, true);
+        assert!(found.len() <= 50, "{}", found.len());
+    }
+    assert_eq!(links::in_text(&"http://".repeat(2 << 20)), []);
+    let subject = format!("{}Your code is 583920", " - ".repeat(1_000));
+    let raw = format!("Subject: =?utf-8?Q?{}?=\r\n\r\nhello\r\n", subject.replace(' ', "_"));
+    let meaning = |raw: &str| {
+        let structure = crate::screen::structure(raw.as_bytes());
+        crate::screen::meaning(raw.as_bytes(), &structure, crate::screen::Sender::default()).codes
+    };
+    assert_eq!(meaning(&raw), [], "beyond what anybody reads");
+    assert_eq!(meaning("Subject: Your code is 583920\r\n\r\nhello\r\n").len(), 1);
+}
+
 /// CVE-2026-26312 and its kin: a text made of cues and numbers costs time in proportion to it.
 #[test]
 fn a_flood_of_codes_is_bounded() {

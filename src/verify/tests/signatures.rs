@@ -86,6 +86,33 @@ async fn rsa_sha1_costs_no_lookup() {
     assert_eq!((seen.dkim[0].domain.as_str(), seen.dmarc.result), ("sender.example", AuthResult::Fail));
 }
 
+/// A list of signed fields is looked up in the header name by name, whoever gives it.
+#[test]
+fn a_signature_of_too_many_fields_is_not_verified() {
+    let tags = |fields: usize| {
+        let names = "from:".repeat(fields);
+        format!("a=rsa-sha256; d=a.example; s=s; b=AAAA; bh=AAAA; h={names}")
+    };
+    let chain = |fields: usize| {
+        let raw = format!(
+            "ARC-Seal: i=1; cv=none; a=rsa-sha256; d=a.example; s=s; b=AAAA\r\nDKIM-Signature: v=1; {0}\r\n\
+             ARC-Message-Signature: i=1; {0}\r\nARC-Authentication-Results: i=1; x; spf=none\r\n\r\n",
+            tags(fields)
+        );
+        let message = signed::Message::new(raw.as_bytes());
+        let read = dkim::read(&message, &[], NOW);
+        let refused = read.refused.first().map(|one| (one.result, one.detail.clone().unwrap()));
+        let dns = NOBODY.get_or_init(|| Resolver::new(&["127.0.0.1:1".parse().unwrap()]).unwrap());
+        let lookups = Lookups::new(dns);
+        let none = lookups.share(0);
+        let chain = arc::check(&none, &message, NOW).now_or_never().unwrap();
+        (refused, chain.record.detail.unwrap())
+    };
+    assert_eq!(chain(200), (None, "the body was changed".to_owned()));
+    let why = "too many signed fields".to_owned();
+    assert_eq!(chain(20_000), (Some((AuthResult::Policy, why.clone())), why));
+}
+
 /// A resolver that has nobody to ask.
 static NOBODY: std::sync::OnceLock<Resolver> = std::sync::OnceLock::new();
 
