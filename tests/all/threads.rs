@@ -90,6 +90,10 @@ async fn other_ties(setup: Setup) {
     let late = letter(&server, BOB, "Late", "late@remote.example", "").await;
     assert_eq!(second["thread_id"], answer["thread_id"], "two answers to what is not here");
     assert_eq!(late["thread_id"], answer["thread_id"], "and it comes");
+    let bare = letter(&server, BOB, "AW: Early too", "bare@remote.example", "").await;
+    assert_ne!(bare["thread_id"], answer["thread_id"], "the subject of no thread");
+    let bare = letter(&server, BOB, "AW: Early", "bare2@remote.example", "").await;
+    assert_eq!(bare["thread_id"], answer["thread_id"], "the subject alone");
 
     let path = format!("/v0/inboxes/{ADA}/messages/%3Co1@remote.example%3E/reply");
     let reply = server.api.post(&path, json!({"text": "Answer"})).await.ok();
