@@ -98,6 +98,13 @@ impl Disk {
         Disk::new(Vec::new(), FreeDisk { octets: None, percent: None }, space, &Clock::system())
     }
 
+    /// A disk that is always full.
+    #[cfg(test)]
+    pub(crate) fn full() -> Disk {
+        let floor = FreeDisk { octets: Some(1 << 60), percent: None };
+        Disk::new(vec!["/".into()], floor, space, &Clock::system())
+    }
+
     /// Whether there is room for mail.
     pub fn room(&self) -> Result<(), Low> {
         // Nothing panics while it is held.

@@ -136,7 +136,7 @@ async fn deliver(floor: &Arc<Floor>, inboxes: &[&str]) {
     };
     let raw =
         b"From: Bob <bob@remote.example>\r\nSubject: Hello\r\nMessage-ID: <1@remote.example>\r\n\r\nHi.\r\n";
-    inbox::receive(floor, envelope, recipients, raw.to_vec().into()).await.unwrap();
+    inbox::receive(floor, envelope, recipients, raw.to_vec().into(), || Ok(())).await.unwrap();
 }
 
 #[tokio::test]

@@ -69,8 +69,8 @@ pub(crate) const SMTP_ERRORS_PER_HOUR: u32 = 300;
 /// honest forwarders with stale addresses send a handful.
 pub(crate) const SMTP_UNKNOWN_RECIPIENTS_PER_HOUR: u32 = 200;
 
-/// Addresses, networks and networks around them whose counts are remembered, each: about 130 octets for each,
-/// 9 MiB when all three are full. Beyond it the one heard of least recently is forgotten.
+/// Addresses, networks and networks around them whose counts are remembered, each: about 140 octets for each,
+/// 10 MiB when all three are full. Beyond it the one heard of least recently is forgotten.
 pub(crate) const SMTP_COUNTED: usize = 24_576;
 
 /// Sessions that are being kept waiting on purpose, at most (and never more than a quarter of all sessions):
@@ -111,8 +111,8 @@ pub(crate) const LONGEST_GREYLIST_DELAY: Duration = Duration::from_secs(3600);
 /// 452 and comes again later. Reading and storing a message takes up to three times its share for a moment.
 pub(crate) const SMTP_DATA_BUDGET: usize = 256 * 1024 * 1024;
 
-/// Octets of disk that messages above 1 MiB together hold in the spool of a listener, twice that for a moment
-/// while they are stamped; at least four times the largest message that the operator allows.
+/// Octets of disk that messages above 1 MiB together hold of a listener, each counted three times: as it came,
+/// stamped, and stored. At least twelve times the largest message that the operator allows.
 pub(crate) const SMTP_SPOOL_BUDGET: usize = 4 * 1024 * 1024 * 1024;
 
 /// Octets of a PROXY protocol header. Addresses take at most 232 (UNIX sockets), what proxies add about a
@@ -247,6 +247,13 @@ pub const MAX_REPORT_ELEMENTS: usize = 1_000_000;
 
 /// Rows of a report that are kept; the totals count all.
 pub const MAX_REPORT_ROWS: usize = 5_000;
+
+/// Octets of JSON that are kept of a report, about 600 rows of an honest one: a few KiB of mail can unpack to
+/// thousands of rows of long texts.
+pub const MAX_REPORT_CONTENT: usize = 256 * 1024;
+
+/// How long a report is kept: the same month of the year before can be compared. Its mail stays.
+pub const REPORTS_KEPT: Millis = 400 * crate::clock::DAY;
 
 /// Octets of a TLS report unpacked: it has a few policies, and its JSON takes twenty times the memory.
 pub const MAX_TLS_REPORT: usize = 5 * 1024 * 1024;

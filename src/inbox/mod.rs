@@ -16,6 +16,7 @@ mod returned;
 mod subject;
 mod threading;
 
+use std::iter::successors;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -254,12 +255,14 @@ pub async fn ensure_operator_inboxes(floor: &Floor) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Takes a message from a session. `Ok` means that it is committed and on disk in every inbox.
-pub async fn receive(
+/// Takes a message from a session. `Ok` means that it is committed and on disk in every inbox. `turn` gives leave to
+/// wait for the database, held while the message is written and not while others are waited for.
+pub async fn receive<T>(
     floor: &Arc<Floor>,
     envelope: Envelope,
     recipients: Vec<Recipient>,
     raw: Octets,
+    turn: impl FnOnce() -> Result<T, Refusal>,
 ) -> Result<Receipt, Refusal> {
     let id = random_token::<10>();
     let received_at = floor.clock.now();
@@ -292,8 +295,10 @@ pub async fn receive(
         incoming.reports = returned::reports(&stamped, &incoming.structure);
     }
     if recipients.iter().any(takes_reports) {
-        incoming.domain_report = reports::read_in_time(stamped.to_vec(), &incoming.structure, &id).await;
+        incoming.domain_report = reports::read_in_time(&stamped, &incoming.structure, &id).await;
+        incoming.domain_report = incoming.domain_report.and_then(|report| about_ours(floor, report));
     }
+    let _turn = turn()?;
     let placed = commit(floor, incoming, recipients, &stamped, &id).await?;
     for message in &placed {
         tracing::debug!(id, message_id = message.id(), inbox = log_name(message.inbox), "filed");
@@ -323,6 +328,15 @@ fn stamp(
         tracing::error!(id, %error, "a message could not be spooled; its sender keeps it");
         Refusal::ours(&StoreError::Storage(error.to_string()), id)
     })
+}
+
+/// The report as far as it is about domains of ours: anybody can send one about any domain.
+fn about_ours(floor: &Floor, mut report: Report) -> Option<Report> {
+    report.domains.retain(|domain| {
+        let mut parents = successors(Some(domain.as_str()), |d| Some(d.split_once('.')?.1));
+        parents.any(|domain| floor.is_ours(domain))
+    });
+    (!report.domains.is_empty()).then_some(report)
 }
 
 fn takes_reports(recipient: &Recipient) -> bool {

@@ -6,7 +6,7 @@
 
 use super::policy::{self, Author, Fate, Objection};
 use super::threading::{self, Found};
-use super::{Incoming, Recipient, subject};
+use super::{Incoming, Recipient, subject, takes_reports};
 use crate::address::Address;
 use crate::ids::InboxKey;
 use crate::screen::structure::Mailbox;
@@ -77,7 +77,7 @@ pub(super) async fn place(
             delivery::returned(tx, key, of_message, report).await?;
         }
     }
-    if let Some(found) = incoming.domain_report.as_ref().filter(|_| recipient.operator) {
+    if let Some(found) = incoming.domain_report.as_ref().filter(|_| is_report(recipient, &treatment)) {
         let sender = message.verified_sender.as_deref();
         report::insert(tx, key, message.message_key, sender, found).await?;
     }
@@ -130,7 +130,7 @@ async fn treat(
         found.duplicate_of = None;
     }
     // A report is read by the server and looked up when somebody wants to know: no work for people.
-    if recipient.operator && incoming.domain_report.is_some() {
+    if incoming.domain_report.is_some() && is_report(recipient, &treatment) {
         treatment.labels.push("report".to_owned());
         treatment.work = None;
     }
@@ -139,6 +139,11 @@ async fn treat(
         treatment.work = None;
     }
     Ok(treatment)
+}
+
+/// Whether a report in the message counts as one: where it was asked for, and not from whom nothing is believed.
+fn is_report(recipient: &Recipient, treatment: &Treatment) -> bool {
+    takes_reports(recipient) && treatment.held.is_none()
 }
 
 /// What the worst of the objections makes of the message; all of them are noted.
@@ -371,10 +376,11 @@ async fn announce(tx: &mut Tx, message: &Message, treatment: &Treatment) -> Resu
     event::append(tx, message.inbox, event).await
 }
 
-/// The inbox key of a recipient list's entries, ascending and once each: the order in which locks are taken.
+/// The inbox key of a recipient list's entries, ascending and once each: the order in which locks are taken. Of two
+/// that lead to one inbox, one that is no report address counts: what is written to people as well is for them.
 pub(super) fn in_lock_order(recipients: &[Recipient]) -> Vec<&Recipient> {
     let mut sorted: Vec<&Recipient> = recipients.iter().collect();
-    sorted.sort_by_key(|r| r.inbox);
+    sorted.sort_by_key(|r| (r.inbox, takes_reports(r)));
     sorted.dedup_by_key(|r| r.inbox);
     sorted
 }

@@ -7,7 +7,7 @@ use mail_auth::report::{DmarcResult, Record, Report as Feedback};
 use memchr::memmem;
 use serde_json::{Value, json};
 
-use super::{Report, ReportError, ReportKind, clip, clip_option, domain, millis, word};
+use super::{Left, Report, ReportError, ReportKind, clip, clip_option, domain, millis, word};
 use crate::config::limits::{MAX_REPORT_ELEMENTS, MAX_REPORT_ROWS};
 
 pub(super) fn parse(xml: &[u8]) -> Result<Report, ReportError> {
@@ -21,7 +21,10 @@ pub(super) fn parse(xml: &[u8]) -> Result<Report, ReportError> {
         rows.fold(0_i64, |sum, row| sum.saturating_add(i64::from(row.row.count)))
     };
     let (metadata, policy) = (&feedback.report_metadata, &feedback.policy_published);
-    let rows: Vec<Value> = feedback.record.iter().take(MAX_REPORT_ROWS).map(row).collect();
+    let mut left = Left::new();
+    let rows = feedback.record.iter().take(MAX_REPORT_ROWS);
+    let rows: Vec<Value> = rows.map_while(|record| left.take(row(record))).collect();
+    let left_out = feedback.record.len() - rows.len();
     Ok(Report {
         kind: ReportKind::Dmarc,
         org: clip(&metadata.org_name),
@@ -38,8 +41,9 @@ pub(super) fn parse(xml: &[u8]) -> Result<Report, ReportError> {
                 "adkim": word(policy.adkim), "aspf": word(policy.aspf), "testing": policy.testing,
             },
             "rows": rows,
-            "rows_left_out": feedback.record.len().saturating_sub(MAX_REPORT_ROWS),
-        }),
+            "rows_left_out": left_out,
+        })
+        .to_string(),
     })
 }
 

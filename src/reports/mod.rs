@@ -12,14 +12,16 @@ mod tls;
 mod unpack;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use crate::clock::Millis;
-use crate::config::limits::{REPORT_DEADLINE, REPORT_PARTS, REPORT_TEXT};
+use crate::config::limits::{MAX_REPORT_CONTENT, REPORT_DEADLINE, REPORT_PARTS, REPORT_TEXT};
 use crate::screen::{self, structure::Structure};
+use crate::spool::Octets;
 
 pub use unpack::UnpackError;
 
@@ -45,7 +47,8 @@ impl ReportKind {
     }
 }
 
-/// A report, as far as a listing shows it; `content` is the rest, as it is served.
+/// A report, as far as a listing shows it; `content` is the rest as JSON, as it is served and no longer
+/// than `MAX_REPORT_CONTENT`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
     pub kind: ReportKind,
@@ -61,7 +64,7 @@ pub struct Report {
     pub total: i64,
     /// Those of them that neither SPF nor DKIM vouched for, or that failed to encrypt.
     pub failed: i64,
-    pub content: Value,
+    pub content: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,10 +89,11 @@ pub fn is_report_address(local: &str) -> bool {
 
 /// The report in a message, off the async threads and within its deadline; `None` where there is none, with the
 /// reason in the log. What is too slow goes on alone until its bounds stop it, and the next one waits.
-pub async fn read_in_time(raw: Vec<u8>, structure: &Structure, id: &str) -> Option<Report> {
-    let structure = structure.clone();
+/// Those that wait for their turn share the message with whoever holds it.
+pub async fn read_in_time(raw: &Arc<Octets>, structure: &Structure, id: &str) -> Option<Report> {
     let work = async {
         let turn = READING.acquire().await.ok();
+        let (raw, structure) = (Arc::clone(raw), structure.clone());
         let reading = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             read(&raw, &structure)
@@ -137,6 +141,26 @@ pub fn parse(octets: &[u8]) -> Result<Report, ReportError> {
         Some(b'{') => tls::parse(octets),
         Some(b'<') => dmarc::parse(octets),
         _ => Err(ReportError::None),
+    }
+}
+
+/// The octets of JSON that are left for a report.
+struct Left(usize);
+
+/// What names, counts and brackets around the rows take at most.
+const FRAME: usize = 4 * 1024;
+
+impl Left {
+    fn new() -> Left {
+        Left(MAX_REPORT_CONTENT - FRAME)
+    }
+
+    /// The value, where there is room for it; after the first that finds none, nothing is taken.
+    fn take(&mut self, value: Value) -> Option<Value> {
+        // With the comma after it.
+        let left = self.0.checked_sub(value.to_string().len() + 1);
+        self.0 = left.unwrap_or(0);
+        left.map(|_| value)
     }
 }
 

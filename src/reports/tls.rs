@@ -8,7 +8,7 @@
 use mail_parser::DateTime;
 use serde_json::{Value, json};
 
-use super::{Report, ReportError, ReportKind, clip, clip_option, domain, millis};
+use super::{Left, Report, ReportError, ReportKind, clip, clip_option, domain, millis};
 use crate::clock::Millis;
 use crate::config::limits::{MAX_REPORT_ROWS, MAX_TLS_REPORT};
 
@@ -28,6 +28,9 @@ pub(super) fn parse(octets: &[u8]) -> Result<Report, ReportError> {
     domains.dedup();
     let sum = |pointer: &str| listed.iter().fold(0_i64, |sum, p| sum.saturating_add(count(p, pointer)));
     let failed = sum(FAILED);
+    let mut left = Left::new();
+    let policies = listed.iter().take(MAX_REPORT_ROWS).map_while(|found| policy(found, &mut left));
+    let policies: Vec<Value> = policies.collect();
     Ok(Report {
         kind: ReportKind::Tls,
         org: clip(text(&report, "/organization-name")),
@@ -39,8 +42,10 @@ pub(super) fn parse(octets: &[u8]) -> Result<Report, ReportError> {
         failed,
         content: json!({
             "contact": clip_option(Some(text(&report, "/contact-info"))),
-            "policies": listed.iter().take(MAX_REPORT_ROWS).map(policy).collect::<Vec<_>>(),
-        }),
+            "policies_left_out": listed.len() - policies.len(),
+            "policies": policies,
+        })
+        .to_string(),
     })
 }
 
@@ -49,9 +54,18 @@ const FAILED: &str = "/summary/total-failure-session-count";
 /// Lines of a policy, hosts and failure details that are kept of one policy.
 const KEPT: usize = 200;
 
-fn policy(policy: &Value) -> Value {
-    let details = list(policy, "failure-details").iter().take(KEPT).map(|detail| {
-        json!({
+fn policy(policy: &Value, left: &mut Left) -> Option<Value> {
+    let mut kept = left.take(json!({
+        "domain": domain(text(policy, "/policy/policy-domain")),
+        "type": clip(text(policy, "/policy/policy-type")),
+        "policy": texts(policy, "/policy/policy-string"),
+        "mx": texts(policy, "/policy/mx-host"),
+        "succeeded": count(policy, SUCCEEDED),
+        "failed": count(policy, FAILED),
+        "details": [],
+    }))?;
+    let details = list(policy, "failure-details").iter().take(KEPT).map_while(|detail| {
+        left.take(json!({
             "result_type": clip(text(detail, "/result-type")),
             "count": count(detail, "/failed-session-count"),
             "sending_ip": clip_option(Some(text(detail, "/sending-mta-ip"))),
@@ -59,17 +73,13 @@ fn policy(policy: &Value) -> Value {
             "receiving_ip": clip_option(Some(text(detail, "/receiving-ip"))),
             "reason": clip_option(Some(text(detail, "/failure-reason-code"))),
             "more": clip_option(Some(text(detail, "/additional-information"))),
-        })
+        }))
     });
-    json!({
-        "domain": domain(text(policy, "/policy/policy-domain")),
-        "type": clip(text(policy, "/policy/policy-type")),
-        "policy": texts(policy, "/policy/policy-string"),
-        "mx": texts(policy, "/policy/mx-host"),
-        "succeeded": count(policy, SUCCEEDED),
-        "failed": count(policy, FAILED),
-        "details": details.collect::<Vec<_>>(),
-    })
+    let details = details.collect();
+    if let Some(kept) = kept.get_mut("details") {
+        *kept = Value::Array(details);
+    }
+    Some(kept)
 }
 
 fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {

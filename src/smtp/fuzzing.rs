@@ -213,7 +213,7 @@ fn room() -> &'static Room {
     static ROOM: LazyLock<Room> = LazyLock::new(|| {
         let folder = std::env::temp_dir().join(format!("gatepost-fuzz-{}", std::process::id()));
         let spool = Spool::open(&folder).expect("a folder for the spool");
-        Room { spool, memory: Budget::new(1 << 26), disk: Budget::new(1 << 26) }
+        Room { spool, memory: Budget::new(1 << 26), disk: Budget::new(1 << 26), floor: Disk::endless() }
     });
     &ROOM
 }
@@ -241,17 +241,19 @@ impl Backend for Ledger {
         })
     }
 
-    async fn receive(
+    async fn receive<T: Send>(
         &self,
         envelope: Envelope,
         recipients: Vec<Address>,
         raw: Octets,
+        turn: impl FnOnce() -> Result<T, Refusal> + Send,
     ) -> Result<(), Refusal> {
         assert_eq!(envelope.recipients.len(), recipients.len());
         assert!(!recipients.is_empty(), "a message for nobody");
         if raw.starts_with(b"Subject: forged") {
             return Err(Refusal { code: 550, enhanced: "5.7.1", text: "No".into() });
         }
+        let _turn = turn()?;
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(raw.to_vec());
         Ok(())
     }

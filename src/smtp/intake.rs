@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::disk::Disk;
 use crate::smtp::reply::Reply;
 use crate::spool::{Draft, LARGEST_IN_MEMORY, Octets, Spool};
 
@@ -23,12 +24,17 @@ const SPOOL_PIECE: usize = 256 * 1024;
 const SMALL: usize = 256 * 1024;
 
 /// Where messages may stand while they come in. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Room {
     pub(crate) spool: Spool,
     pub(crate) memory: Arc<Budget>,
     pub(crate) disk: Arc<Budget>,
+    /// What must stay free of the disk, whatever the budget says.
+    pub(crate) floor: Disk,
 }
+
+/// How often a message stands on disk before it is stored: as it came, with our trace, and as it is kept.
+pub(crate) const COPIES: usize = 3;
 
 /// Why a message that came to its end is not there.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +140,8 @@ impl Intake {
     }
 
     async fn unload(&mut self) -> Result<(), Lost> {
-        if !self.held.disk.set(usize::try_from(self.length).unwrap_or(usize::MAX)) {
+        let length = usize::try_from(self.length).unwrap_or(usize::MAX);
+        if self.room.floor.room().is_err() || !self.held.disk.set(length.saturating_mul(COPIES)) {
             return Err(Lost::NoRoom);
         }
         if self.draft.is_none() {
@@ -225,7 +232,8 @@ pub(crate) mod tests {
     /// Room for so many octets in memory and on disk, in a folder that is gone with the last of its files.
     pub(crate) fn room(memory: usize, disk: usize) -> Room {
         let folder = std::env::temp_dir().join(format!("gatepost-spool-{}", std::process::id()));
-        Room { spool: Spool::open(&folder).unwrap(), memory: Budget::new(memory), disk: Budget::new(disk) }
+        let (memory, disk) = (Budget::new(memory), Budget::new(disk));
+        Room { spool: Spool::open(&folder).unwrap(), memory, disk, floor: Disk::endless() }
     }
 
     fn held(budget: &Budget) -> usize {
@@ -281,7 +289,7 @@ pub(crate) mod tests {
         let taken = intake.finish().await.unwrap();
         assert!(matches!(taken.octets, Octets::Spooled(_)));
         assert!(*taken.octets == *expected);
-        assert_eq!(held(&room.disk), expected.len());
+        assert_eq!(held(&room.disk), COPIES * expected.len(), "as often as it will stand there");
         drop(taken);
         assert_eq!((held(&room.memory), held(&room.disk)), (0, 0));
     }
@@ -293,7 +301,9 @@ pub(crate) mod tests {
         let mut gone = room(64 * MIB, 64 * MIB);
         gone.spool = Spool::open(&std::env::temp_dir().join("gatepost-spool-gone")).unwrap();
         std::fs::remove_dir(std::env::temp_dir().join("gatepost-spool-gone")).unwrap();
-        for room in [narrow, gone] {
+        let mut full = room(64 * MIB, 64 * MIB);
+        full.floor = Disk::full();
+        for room in [narrow, gone, full] {
             let mut intake = Intake::new(16 << 20, &room);
             for _ in 0..4 {
                 intake.keep(&b"x".repeat(MIB));

@@ -75,7 +75,8 @@ pub async fn serve(
     let room = Room {
         spool: floor.spool.clone(),
         memory: Budget::new(limits::SMTP_DATA_BUDGET),
-        disk: Budget::new(limits::SMTP_SPOOL_BUDGET.max(largest.saturating_mul(4))),
+        disk: Budget::new(limits::SMTP_SPOOL_BUDGET.max(largest.saturating_mul(4 * intake::COPIES))),
+        floor: floor.disk.clone(),
     };
     let house = House {
         hostname: config.hostname.clone(),
@@ -139,11 +140,13 @@ pub(crate) trait Backend: Send + Sync + 'static {
         size: Option<u64>,
     ) -> impl Future<Output = Result<Routed<Self::Recipient>, Self::Error>> + Send;
 
-    fn receive(
+    /// `turn` is asked when the message is about to be written, and what it gives is held until that is done.
+    fn receive<T: Send>(
         &self,
         envelope: Envelope,
         recipients: Vec<Self::Recipient>,
         raw: Octets,
+        turn: impl FnOnce() -> Result<T, Refusal> + Send,
     ) -> impl Future<Output = Result<Self::Receipt, Refusal>> + Send;
 
     /// What the committed message is called, in the 250 and in the log.
@@ -180,13 +183,14 @@ impl Backend for Arc<Floor> {
         })
     }
 
-    async fn receive(
+    async fn receive<T: Send>(
         &self,
         envelope: Envelope,
         recipients: Vec<Recipient>,
         raw: Octets,
+        turn: impl FnOnce() -> Result<T, Refusal> + Send,
     ) -> Result<Receipt, Refusal> {
-        Box::pin(inbox::receive(self, envelope, recipients, raw)).await
+        Box::pin(inbox::receive(self, envelope, recipients, raw, turn)).await
     }
 
     fn name(receipt: &Receipt) -> &str {

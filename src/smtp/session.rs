@@ -156,13 +156,6 @@ impl<'h, B: Backend> Session<'h, B> {
             && reply.code() >= 500
         {
             self.error();
-            if self.visit.is_unwelcome() {
-                return Step::Close(Reply::new(
-                    421,
-                    "7.0",
-                    "Too many errors from your network, come back in an hour",
-                ));
-            }
         }
         if self.errors >= limits::SMTP_ERRORS {
             return Step::Close(Reply::new(421, "7.0", "Too many errors; come back with mail"));
@@ -282,7 +275,8 @@ impl<'h, B: Backend> Session<'h, B> {
                 if !B::is_always_reachable(&recipient)
                     && let Err(reply) = self.visit.recipient(&transaction.from, &address).await
                 {
-                    return Step::Say(reply);
+                    // A deferral costs the client nothing: many of them are talk without mail.
+                    return if reply.code() < 500 { self.idle(reply) } else { Step::Say(reply) };
                 }
                 transaction.paths.push(address);
                 transaction.dsn.push(dsn);
@@ -290,6 +284,9 @@ impl<'h, B: Backend> Session<'h, B> {
                 return Step::Say(recipient_ok());
             }
             Ok(Ok(Routed::Unknown)) => {
+                if let Some(reply) = self.visit.unwelcome() {
+                    return self.idle(reply);
+                }
                 self.visit.unknown_recipient();
                 Reply::new(550, "1.1", "No such address here")
             }
@@ -388,10 +385,6 @@ impl<'h, B: Backend> Session<'h, B> {
             tracing::warn!(from = %path(&transaction.from), "message goes round in circles");
             return Reply::new(554, "4.6", "Too many hops: this message goes round in circles");
         }
-        let _waiting = match self.visit.wait() {
-            Ok(waiting) => waiting,
-            Err(reply) => return reply,
-        };
         let MailParameters { smtputf8, ret, require_tls, envid, .. } = transaction.parameters;
         let asked = ret.is_some()
             || envid.is_some()
@@ -412,13 +405,14 @@ impl<'h, B: Backend> Session<'h, B> {
         };
         let (from, size_octets, recipients) =
             (path(&envelope.mail_from), raw.len(), envelope.recipients.len());
-        let received = self.house.backend.receive(envelope, transaction.recipients, raw);
+        let received = self.house.backend.receive(envelope, transaction.recipients, raw, self.visit.turn());
         // Past this time the client has given up and will send again: a commit that still comes is a
         // duplicate, which the inbox links to its first, and nothing is lost.
         match timeout(limits::SMTP_RECEIVE_TIME, received).await {
             Ok(Ok(receipt)) => {
                 tracing::info!(%from, recipients, size_octets, receipt = B::name(&receipt), "message accepted");
                 (self.errors, self.idle) = (0, 0);
+                self.visit.accepted();
                 Reply::accepted::<B>(&receipt)
             }
             Ok(Err(refusal)) => {

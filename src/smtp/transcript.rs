@@ -77,11 +77,12 @@ impl Backend for Ledger {
         })
     }
 
-    async fn receive(
+    async fn receive<T: Send>(
         &self,
         envelope: Envelope,
         recipients: Vec<Address>,
         raw: Octets,
+        turn: impl FnOnce() -> Result<T, Refusal> + Send,
     ) -> Result<String, Refusal> {
         assert_eq!(envelope.recipients, recipients);
         let text = String::from_utf8_lossy(&raw);
@@ -91,6 +92,7 @@ impl Backend for Ledger {
         if text.contains("Subject: fire") {
             return Err(Refusal { code: 451, enhanced: "4.3.0", text: "Try again".into() });
         }
+        let _turn = turn()?;
         let mut received = self.received.lock().unwrap();
         received.push((envelope, raw.to_vec()));
         Ok(format!("message {}", received.len()))

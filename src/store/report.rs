@@ -57,7 +57,6 @@ pub async fn insert(
         identity.update((text.len() as u64).to_be_bytes());
         identity.update(text);
     }
-    let content = super::message::to_json(&report.content)?;
     let inserted = tx
         .execute(
             "INSERT INTO report (pod_key, inbox_key, message_key, identity, kind, org, report_id, domains,
@@ -77,12 +76,22 @@ pub async fn insert(
                 report.ends_at.into(),
                 report.total.into(),
                 report.failed.into(),
-                content.into(),
+                (&report.content).into(),
                 tx.now().into(),
             ],
         )
         .await?;
     Ok(inserted == 1)
+}
+
+/// Deletes some of those that came before; how many.
+pub async fn forget(tx: &mut Tx, before: Millis, most: i64) -> Result<u64, StoreError> {
+    tx.execute(
+        "DELETE FROM report WHERE (pod_key, inbox_key, message_key) IN
+           (SELECT pod_key, inbox_key, message_key FROM report WHERE received_at < $1 LIMIT $2)",
+        &[before.into(), most.into()],
+    )
+    .await
 }
 
 macro_rules! columns {

@@ -1,13 +1,15 @@
-//! What is kept only for a while: answers under Idempotency-Keys, the greylist, names of transactions, everything of an
-//! inbox that was deleted, and large bodies whose transaction never came. Runs beside the mail, in small steps, and starts over wherever it was stopped.
+//! What is kept only for a while: answers under Idempotency-Keys, the greylist, reports, names of transactions,
+//! everything of an inbox that was deleted, and large bodies whose transaction never came. Runs beside the mail, in
+//! small steps, and starts over wherever it was stopped.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::body::BodyStore;
-use super::{Store, StoreError, Tx, greylist, idempotency};
+use super::{Store, StoreError, Tx, greylist, idempotency, report};
 use crate::clock::{Clock, DAY, HOUR};
+use crate::config::limits::REPORTS_KEPT;
 
 /// Rows that one step deletes from one table: small enough that no mail waits for it.
 const STEP: i64 = 200;
@@ -47,6 +49,7 @@ async fn sweep(tx: &mut Tx) -> Result<bool, StoreError> {
         tx.execute("DELETE FROM operation WHERE at < $1", &[(tx.now() - HOUR).into()]).await?;
     }
     let forgotten = greylist::forget(tx, greylist::ROOM, STEP).await?;
+    let forgotten = forgotten.max(report::forget(tx, tx.now() - REPORTS_KEPT, STEP).await?);
     let gone = tx
         .row(
             "SELECT pod_key, inbox_key FROM inbox WHERE deleted_at IS NOT NULL AND status <> 'purged' LIMIT 1",
@@ -72,7 +75,7 @@ async fn sweep(tx: &mut Tx) -> Result<bool, StoreError> {
 }
 
 /// A step through every table of an inbox, by its key; both databases know row values.
-const PURGE: [&str; 9] = [
+const PURGE: [&str; 10] = [
     "DELETE FROM body WHERE pod_key = $1 AND inbox_key = $2 AND message_key IN
        (SELECT message_key FROM body WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
     "DELETE FROM message WHERE pod_key = $1 AND inbox_key = $2 AND message_key IN
@@ -89,7 +92,71 @@ const PURGE: [&str; 9] = [
        (SELECT mailbox_key FROM mailbox WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
     "DELETE FROM work_item WHERE pod_key = $1 AND inbox_key = $2 AND item_key IN
        (SELECT item_key FROM work_item WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
+    "DELETE FROM report WHERE pod_key = $1 AND inbox_key = $2 AND message_key IN
+       (SELECT message_key FROM report WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
     "DELETE FROM delivery WHERE pod_key = $1 AND inbox_key = $2 AND state IN ('delivered', 'failed', 'canceled')
        AND delivery_key IN (SELECT delivery_key FROM delivery WHERE pod_key = $1 AND inbox_key = $2
        AND state IN ('delivered', 'failed', 'canceled') LIMIT $3)",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::floor::testing::TestFloor;
+    use crate::reports::{Report, ReportKind};
+
+    /// Reports come in every day, from everywhere, and would stay for ever.
+    #[tokio::test]
+    async fn reports_are_kept_for_a_while() {
+        let test = TestFloor::new().await;
+        let ada = test.inbox("ada").await;
+        let file = async |n: i64| {
+            let found = Report {
+                kind: ReportKind::Tls,
+                org: "Reporter".to_owned(),
+                report_id: n.to_string(),
+                domains: vec!["agents.example".to_owned()],
+                begins_at: 0,
+                ends_at: 0,
+                total: 0,
+                failed: 0,
+                content: "{}".to_owned(),
+            };
+            let found = std::sync::Arc::new(found);
+            let filed: Result<bool, StoreError> = test
+                .floor
+                .store
+                .write(move |tx| {
+                    let found = found.clone();
+                    Box::pin(async move { report::insert(tx, ada.key, n, None, &found).await })
+                })
+                .await;
+            assert!(filed.unwrap());
+        };
+        let sweep = async || {
+            let swept: Result<bool, StoreError> = test.floor.store.write(|tx| Box::pin(sweep(tx))).await;
+            swept.unwrap();
+        };
+        let left = async || {
+            let count: Result<i64, StoreError> = test
+                .floor
+                .store
+                .read(|tx| {
+                    Box::pin(async move {
+                        let row = tx.row("SELECT count(*) FROM report", &[]).await?;
+                        row.map_or(Ok(0), |row| row.get(0))
+                    })
+                })
+                .await;
+            count.unwrap()
+        };
+        file(1).await;
+        test.hand.advance(REPORTS_KEPT);
+        file(2).await;
+        sweep().await;
+        assert_eq!(left().await, 2);
+        test.hand.advance(1);
+        sweep().await;
+        assert_eq!(left().await, 1);
+    }
+}

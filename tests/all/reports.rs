@@ -15,10 +15,14 @@ const REPORTS: &str = "dmarc-reports@agents.example";
 const WORK: &str = "/v1/work-items?inbox_id=postmaster%40agents.example";
 
 fn aggregate(org: &str, count: u32) -> Vec<u8> {
+    aggregate_about("agents.example", org, count)
+}
+
+fn aggregate_about(domain: &str, org: &str, count: u32) -> Vec<u8> {
     let xml = format!(
         "<?xml version=\"1.0\"?><feedback><report_metadata><org_name>{org}</org_name><email>r@reporter.example</email>\
          <report_id>day-1</report_id><date_range><begin>1700000000</begin><end>1700086399</end></date_range>\
-         </report_metadata><policy_published><domain>agents.example</domain><p>reject</p></policy_published>\
+         </report_metadata><policy_published><domain>{domain}</domain><p>reject</p></policy_published>\
          <record><row><source_ip>192.0.2.7</source_ip><count>{count}</count><policy_evaluated>\
          <disposition>reject</disposition><dkim>fail</dkim><spf>fail</spf></policy_evaluated></row><identifiers>\
          <header_from>agents.example</header_from></identifiers><auth_results><spf><domain>evil.example</domain>\
@@ -133,6 +137,34 @@ async fn read_and_shown(setup: Setup) {
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
     assert_eq!(said.lines().count(), 3, "{said}");
     assert!(said.contains(honest), "{said}");
+}
+
+/// Anybody can write to the report address. What is about others' domains, or from whom a policy keeps out, is mail and
+/// stored once; what is for people as well is shown to them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_report_of_ours_is_mail_for_the_operator() {
+    let dns = Dns::start(
+        "reporter.example TXT v=spf1 ip4:127.0.0.1 -all\n_dmarc.reporter.example TXT v=DMARC1; p=none\n\
+         forged.example TXT v=spf1 -all\n_dmarc.forged.example TXT v=DMARC1; p=quarantine\n",
+    )
+    .await;
+    let server = TestServer::new().inbox("ada").dns(&dns).start().await;
+    let honest = "r@reporter.example";
+    let report = |from: &str, id: &str, about: &str| {
+        letter(from, id, "application/gzip", "r.xml.gz", &aggregate_about(about, id, 3))
+    };
+    server.receive(honest, REPORTS, &report(honest, "others", "victim.example")).await;
+    server.receive(honest, REPORTS, &report(honest, "near", "notagents.example")).await;
+    let forged = "r@forged.example";
+    server.receive(forged, REPORTS, &report(forged, "held", "agents.example")).await;
+    let mut smtp = server.dial().await;
+    let both = [REPORTS, "abuse@agents.example"];
+    let reply = smtp.deliver(honest, &both, &report(honest, "both", "agents.example")).await.unwrap();
+    assert_eq!(reply.code, 250, "{reply:?}");
+    assert_eq!(listed(&server, "").await, Vec::<Value>::new());
+    assert_eq!(server.api.get(WORK).await.ok()["count"], 4);
+    server.receive(honest, REPORTS, &report(honest, "below", "sub.agents.example")).await;
+    assert_eq!(listed(&server, "").await.len(), 1);
 }
 
 /// A report of a few KiB that unpacks to gigabytes: it is kept as mail for the operator, in bounded memory.

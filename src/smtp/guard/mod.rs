@@ -4,6 +4,8 @@
 //!   and `greylist` look at who writes, where the operator wants that.
 //! - Whoever asks for too much is told so at once and in words: 421 instead of a greeting, 45x at MAIL. Nothing
 //!   here makes anybody wait except the delay after errors, and few sessions are delayed at a time.
+//! - Errors and unknown recipients close no door, for many people share a provider's addresses: beyond the
+//!   allowance, which grows with accepted mail, RCPT is deferred, known recipient or not.
 //! - A database or disk that does not keep up is seen here first: sessions that wait for it are counted, and
 //!   what comes beyond them is sent away before it costs anything.
 //! - Exempt networks (`smtp.limits.exempt`) share the number of all sessions and nothing else.
@@ -20,7 +22,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use dnsbl::Listing;
@@ -33,6 +35,7 @@ use crate::config::{SmtpLimits, limits};
 use crate::disk::Disk;
 use crate::envelope::ReversePath;
 use crate::floor::Floor;
+use crate::inbox::Refusal;
 use crate::smtp::reply::Reply;
 use dnsbl::Dnsbl;
 use door::Door;
@@ -50,7 +53,7 @@ pub struct Guard {
     door: Arc<Door>,
     rates: Mutex<Rates>,
     /// Sessions that wait for the database, each with a message or a question.
-    waiting: Semaphore,
+    waiting: Arc<Semaphore>,
     tarpit: Semaphore,
     /// One step of the delay after errors.
     pause: Duration,
@@ -78,15 +81,13 @@ pub(crate) enum Full {
     Sessions,
     #[error("Too many connections from your network within a minute")]
     Connections,
-    #[error("Too many errors from your network, come back in an hour")]
-    Errors,
 }
 
 impl Full {
     pub(crate) fn reply(self) -> Reply {
         match self {
             Full::All | Full::Busy => Reply::new(421, "3.2", self),
-            Full::Sessions | Full::Connections | Full::Errors => Reply::new(421, "7.0", self),
+            Full::Sessions | Full::Connections => Reply::new(421, "7.0", self),
         }
     }
 }
@@ -109,7 +110,7 @@ impl Guard {
             door: Door::new(limits.sessions, limits.sessions_per_address),
             rates: Mutex::new(Rates::new(limits::SMTP_COUNTED)),
             // Half of the sessions may stand still and the others go on: NOOP, QUIT, 451.
-            waiting: Semaphore::new((limits.sessions / 2).max(1)),
+            waiting: Arc::new(Semaphore::new((limits.sessions / 2).max(1))),
             tarpit: Semaphore::new(limits::SMTP_TARPIT.min(limits.sessions / 4)),
             pause,
             disk,
@@ -133,9 +134,6 @@ impl Guard {
     pub(crate) fn check(&self, pass: &mut Pass, ip: IpAddr) -> Result<(), Full> {
         if self.is_exempt(ip) {
             return Ok(());
-        }
-        if self.is_over(Kind::Error, ip) || self.is_over(Kind::UnknownRecipient, ip) {
-            return Err(Full::Errors);
         }
         if !self.rates(|rates, now| rates.allow(Kind::Connection, ip, &self.limits, now)) {
             return Err(Full::Connections);
@@ -205,10 +203,13 @@ impl<'h> Visit<'h> {
         Ok(())
     }
 
-    /// Whether this peer may write to a recipient: block lists, then the greylist.
+    /// Whether this peer may write to a recipient: what it did wrong of late, block lists, then the greylist.
     pub(crate) async fn recipient(&mut self, from: &ReversePath, to: &Address) -> Result<(), Reply> {
         if self.exempt {
             return Ok(());
+        }
+        if let Some(reply) = self.unwelcome() {
+            return Err(reply);
         }
         let ip = self.ip;
         if let Some(listing) = self.listed().await {
@@ -241,6 +242,16 @@ impl<'h> Visit<'h> {
         self.guard.waiting.try_acquire().map_err(|_| busy())
     }
 
+    /// The same for a message, to be asked for when it is about to be written: until then it waits for DNS that
+    /// its sender may run, and holds no room that others need.
+    pub(crate) fn turn(&self) -> impl FnOnce() -> Result<OwnedSemaphorePermit, Refusal> + Send + use<> {
+        let waiting = Arc::clone(&self.guard.waiting);
+        move || {
+            let refusal = |_| Refusal { code: 451, enhanced: "4.3.2", text: BUSY.to_owned() };
+            waiting.try_acquire_owned().map_err(refusal)
+        }
+    }
+
     /// Counts a 5xx.
     pub(crate) fn error(&mut self) {
         if !self.exempt {
@@ -254,11 +265,20 @@ impl<'h> Visit<'h> {
         }
     }
 
-    /// Whether the peer's address has used up what it may do wrong.
-    pub(crate) fn is_unwelcome(&self) -> bool {
-        !self.exempt
+    /// Counts a message that was taken.
+    pub(crate) fn accepted(&self) {
+        if !self.exempt {
+            self.guard.rates(|rates, now| rates.note(Kind::Accepted, self.ip, now));
+        }
+    }
+
+    /// The answer to RCPT once the peer's address has used up what it may do wrong. The same for recipients that
+    /// exist and for those that do not, or it would tell them apart.
+    pub(crate) fn unwelcome(&self) -> Option<Reply> {
+        let over = !self.exempt
             && (self.guard.is_over(Kind::Error, self.ip)
-                || self.guard.is_over(Kind::UnknownRecipient, self.ip))
+                || self.guard.is_over(Kind::UnknownRecipient, self.ip));
+        over.then(|| Reply::new(450, "7.1", "Too many errors from your network, try again later"))
     }
 
     /// Keeps a client waiting that has made `errors` in this session. `false` when too many are being kept
@@ -284,8 +304,10 @@ impl<'h> Visit<'h> {
 }
 
 fn busy() -> Reply {
-    Reply::new(451, "3.2", "Too much mail is waiting to be stored, try again soon")
+    Reply::new(451, "3.2", BUSY)
 }
+
+const BUSY: &str = "Too much mail is waiting to be stored, try again soon";
 
 #[cfg(test)]
 pub(crate) mod testing {

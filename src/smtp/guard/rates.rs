@@ -1,5 +1,5 @@
 //! Counts what each address has had of late: connections and messages in a minute, errors and unknown
-//! recipients in an hour, against an allowance.
+//! recipients in an hour, against an allowance. What it may do wrong grows with the mail it brings.
 //!
 //! - An address is an IPv4 address or an IPv6 /64, which is what one host is given. Its network and the one
 //!   around that are counted as well, with larger allowances, so that neighbours cannot take turns.
@@ -47,16 +47,23 @@ pub(super) enum Kind {
     Message,
     Error,
     UnknownRecipient,
+    /// Messages that were taken; they have no allowance, they make that of others larger.
+    Accepted,
 }
 
+/// Accepted messages of an hour for which one more error and one more unknown recipient are allowed: of honest
+/// mail less than a twentieth goes to stale addresses.
+const ACCEPTED_FOR_ONE: u32 = 5;
+
 impl Kind {
-    const ALL: [Kind; 4] = [Kind::Connection, Kind::Message, Kind::Error, Kind::UnknownRecipient];
+    const ALL: [Kind; 5] =
+        [Kind::Connection, Kind::Message, Kind::Error, Kind::UnknownRecipient, Kind::Accepted];
 
     /// Milliseconds.
     fn window(self) -> u64 {
         match self {
             Kind::Connection | Kind::Message => 60_000,
-            Kind::Error | Kind::UnknownRecipient => 3_600_000,
+            Kind::Error | Kind::UnknownRecipient | Kind::Accepted => 3_600_000,
         }
     }
 
@@ -66,7 +73,13 @@ impl Kind {
             Kind::Message => limits.messages_per_minute,
             Kind::Error => limits.errors_per_hour,
             Kind::UnknownRecipient => limits.unknown_recipients_per_hour,
+            Kind::Accepted => u32::MAX,
         }
+    }
+
+    /// Whether mail that was taken speaks for whoever brought it.
+    fn is_forgiven(self) -> bool {
+        matches!(self, Kind::Error | Kind::UnknownRecipient)
     }
 }
 
@@ -128,7 +141,11 @@ impl Rates {
         let allowance = kind.allowance(limits);
         LEVELS.iter().zip(&mut self.levels).any(|(level, cache)| {
             let counts = cache.peek_mut(&level.of(ip));
-            counts.is_some_and(|counts| counts.sum(kind, now) >= allowance.saturating_mul(level.times))
+            counts.is_some_and(|counts| {
+                let earned =
+                    if kind.is_forgiven() { counts.sum(Kind::Accepted, now) / ACCEPTED_FOR_ONE } else { 0 };
+                counts.sum(kind, now) >= allowance.saturating_mul(level.times).saturating_add(earned)
+            })
         })
     }
 

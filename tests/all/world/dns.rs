@@ -39,6 +39,8 @@ enum Entry {
 struct Content {
     entries: Vec<(String, Entry)>,
     ttl: u32,
+    /// Every name that was asked for.
+    asked: Vec<String>,
 }
 
 type Zones = Arc<Mutex<Content>>;
@@ -62,7 +64,7 @@ impl Dns {
     }
 
     async fn start_at(address: SocketAddr, zone: &str) -> Dns {
-        let zones = Arc::new(Mutex::new(Content { entries: Vec::new(), ttl: 1 }));
+        let zones = Arc::new(Mutex::new(Content { entries: Vec::new(), ttl: 1, asked: Vec::new() }));
         let udp = Arc::new(UdpSocket::bind(address).await.expect("DNS over UDP"));
         let tcp = TcpListener::bind(address).await.expect("DNS over TCP");
         let tasks =
@@ -83,6 +85,12 @@ impl Dns {
             let kind = words.next().unwrap_or_else(|| panic!("no type: {line}"));
             zones.entries.push((name, entry(kind, &words.collect::<Vec<_>>().join(" "))));
         }
+    }
+
+    /// (Not for the bench.) Whether somebody asked for this name.
+    #[allow(dead_code)]
+    pub fn was_asked(&self, name: &str) -> bool {
+        self.zones.lock().unwrap().asked.iter().any(|asked| asked == name)
     }
 
     /// (For the bench.) For how many seconds answers may be cached from now on.
@@ -125,7 +133,8 @@ fn entry(kind: &str, value: &str) -> Entry {
 fn answer(zones: &Zones, question: &[u8]) -> Option<Message> {
     let asked = Message::from_vec(question).ok()?;
     let query = asked.queries.first()?.clone();
-    let zones = zones.lock().unwrap();
+    let mut zones = zones.lock().unwrap();
+    zones.asked.push(query.name().to_ascii().trim_end_matches('.').to_ascii_lowercase());
     let mut reply = Message::response(asked.metadata.id, asked.metadata.op_code);
     reply.metadata.message_type = MessageType::Response;
     reply.metadata.authoritative = true;
