@@ -145,7 +145,7 @@ async fn honest(world: Arc<World>, n: u8) {
                 continue;
             }
         };
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             smtp = smtp.starttls().await;
         }
         let mut hello = smtp.command("EHLO friend.example").await.is_ok_and(|reply| reply.code == 250);
@@ -185,7 +185,7 @@ async fn slow(world: Arc<World>, n: u8) {
         let _ = timeout(Duration::from_secs(5), stream.read(&mut heard)).await;
         let mut octets = commands.iter().chain(b"Subject: slow".iter().cycle()).enumerate();
         // A third of them comes to DATA first, and is slow there.
-        if n % 3 == 0 {
+        if n.is_multiple_of(3) {
             for line in commands.split_inclusive(|octet| *octet == b'\n') {
                 let _ = stream.write_all(line).await;
                 let _ = timeout(Duration::from_secs(5), stream.read(&mut heard)).await;

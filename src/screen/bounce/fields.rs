@@ -109,7 +109,7 @@ impl Group {
     }
 
     fn continues(&self, before: &Group) -> bool {
-        !(self.named && before.named) && !(self.action.is_some() && before.action.is_some())
+        !(self.named && before.named || self.action.is_some() && before.action.is_some())
     }
 
     fn absorb(&mut self, other: Group) {

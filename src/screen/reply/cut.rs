@@ -42,7 +42,7 @@ pub(super) fn cut(html: &str) -> Option<Reply> {
 }
 
 fn has_text(lines: &[Line]) -> bool {
-    lines.iter().any(|line| line.at.is_some() && line.text.trim_matches(['>', ' ', '═']) != "")
+    lines.iter().any(|line| line.at.is_some() && !line.text.trim_matches(['>', ' ', '═']).is_empty())
 }
 
 /// Leaves out elements that are history or signature by their marks, as long as some text is left.

@@ -147,8 +147,13 @@ impl Text<'_, '_> {
                 has_text |= self.is_fenced(at);
                 continue;
             }
-            if has_text && (self.starts_quoted_mail(at)) {
-                return Cut { spans: vec![span.start..at], history: true, attributed: true, inside: None };
+            if has_text && self.starts_quoted_mail(at) {
+                return Cut {
+                    spans: std::iter::once(span.start..at).collect(),
+                    history: true,
+                    attributed: true,
+                    inside: None,
+                };
             }
             let len = attribution(self.lines, at).or_else(|| {
                 let next = (at + 1..span.end).find(|&next| !is_blank(self.line(next)))?;
@@ -166,7 +171,7 @@ impl Text<'_, '_> {
             }
             if let Some(inside) = attribution_inside(self.line(at)) {
                 return Cut {
-                    spans: vec![span.start..at + 1],
+                    spans: std::iter::once(span.start..at + 1).collect(),
                     history: true,
                     attributed: true,
                     inside: Some(inside),
@@ -184,8 +189,7 @@ impl Text<'_, '_> {
         let below_rule =
             |next: usize| header_block(self.lines, next, Above::Rule) || header_line(self.line(next));
         let ruled = is_rule(line) && (at + 1..at + 3).any(below_rule);
-        (!quoted && (ruled || header_block(self.lines, at, Above::Text)))
-            || (separator(line).is_some() && !quoted)
+        !quoted && (ruled || header_block(self.lines, at, Above::Text) || separator(line).is_some())
     }
 
     /// What is left where an attribution stands between `above` and `below`.

@@ -250,7 +250,7 @@ pub(super) fn header_block(lines: &[&str], at: usize, above: Above) -> bool {
             fields += 1;
             date |= dated(kind, value) && nth == 0;
             address |= addressed(kind, value) && nth == 0;
-        } else if nth >= fields + 1 {
+        } else if nth > fields {
             // Two lines that are no field: a value is wrapped over one at most.
             break;
         }
