@@ -261,6 +261,10 @@ impl Backend for Ledger {
     fn name((): &()) -> &str {
         "receipt"
     }
+
+    fn is_always_reachable(recipient: &Address) -> bool {
+        recipient.local() == "postmaster"
+    }
 }
 
 fn house(ledger: &Ledger) -> House<Ledger> {
@@ -284,7 +288,7 @@ fn house(ledger: &Ledger) -> House<Ledger> {
         hostname: "mx.agents.example".into(),
         first_domain: "agents.example".into(),
         max_message_size: LARGEST,
-        guard: Guard::new(limits, Disk::endless(), Clock::system(), Duration::ZERO),
+        guard: Arc::new(Guard::new(limits, Disk::endless(), Clock::system(), Duration::ZERO)),
         tls: TLS.clone(),
         room: room().clone(),
         entrance: Entrance::Clear,
