@@ -378,22 +378,25 @@ fn every_message_was_sent(sent: &[u8], received: &[Vec<u8>]) {
     let mut at = 0;
     for message in received {
         assert!(is_clean(message), "a bare CR or LF or a NUL came through: {message:?}");
-        let mut stuffed = b"\n".to_vec();
-        let mut line_start = true;
-        for octet in message {
-            if line_start && *octet == b'.' {
-                stuffed.push(b'.');
-            }
-            stuffed.push(*octet);
-            line_start = stuffed.ends_with(b"\r\n");
-        }
-        stuffed.extend_from_slice(b".\r\n");
-        let found = sent[at..].windows(stuffed.len()).position(|window| window == stuffed);
-        match found {
-            Some(start) => at += start + stuffed.len() - 1,
+        let starts = (at..sent.len()).filter(|&start| start == 0 || sent.get(start - 1) == Some(&b'\n'));
+        match starts.into_iter().find_map(|start| Some(start + length_as_data(&sent[start..], message)?)) {
+            Some(end) => at = end,
             None => assert!(chunked, "{message:?} was never sent as a message"),
         }
-        let end = message.windows(5).any(|window| window == b"\r\n.\r\n");
-        assert!(chunked || !end || stuffed.windows(6).any(|w| w == b"\r\n..\r\n"), "it holds its own end");
+    }
+}
+
+/// The octets, its end included, in which `sent` begins with this message as DATA has it: line by line, a dot taken
+/// from the beginning of each, up to the first line that is a dot (RFC 5321 §4.5.2).
+fn length_as_data(sent: &[u8], message: &[u8]) -> Option<usize> {
+    let (mut at, mut rest) = (0, message);
+    loop {
+        let length = sent[at..].windows(2).position(|end| end == b"\r\n")? + 2;
+        let line = &sent[at..at + length];
+        at += length;
+        if line == b".\r\n" {
+            return rest.is_empty().then_some(at);
+        }
+        rest = rest.strip_prefix(line.strip_prefix(b".").unwrap_or(line))?;
     }
 }
