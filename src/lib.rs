@@ -11,7 +11,7 @@
 //!    ▼      and bytes                                  ▼
 //!  verify   SPF DKIM DMARC ARC iprev → Verdict       gate     may this be sent? → Decision, with reasons
 //!    ▼                                                 ▼
-//!  screen   bytes → Structure, texts                 queue    delivery rows, schedule, workers
+//!  screen   bytes → Structure, kind, codes           queue    delivery rows, schedule, workers
 //!    ▼                                                 ▼
 //!  inbox    place, thread, one transaction           deliver  local, captured, or MX, TLS, DKIM, SMTP
 //!    ▼                                                 ▼
@@ -36,7 +36,9 @@
 //!    `inbox::receive` takes over.
 //! 4. `verify::verify` makes the `Verdict`, within its deadline; a DMARC failure under `p=reject` ends here.
 //!    `verify::stamp` puts ours on top and takes foreign results with our name out.
-//! 5. `screen::structure` reads the message once, bounded, for every room that comes later.
+//!    What the inbox's policy makes of it (`inbox::policy`) may be a refusal here too.
+//! 5. `screen::structure` reads the message once, bounded, for every room that comes later; `screen::meaning` says
+//!    what kind it is, and which codes it holds.
 //! 6. One transaction for all recipients: `inbox::place::place` in each inbox finds duplicate and thread
 //!    (`inbox::threading::find`), writes message and placement; `work::raise` opens or moves the work item;
 //!    `store::event::append` writes the log.

@@ -18,7 +18,7 @@ use crate::{
     world::{api::Api, dns::Dns, postgres::Database},
 };
 
-const WORKERS: usize = 4;
+const WORKERS: usize = 16;
 /// An empty claim after so long ends a worker.
 const IDLE_SECONDS: u64 = 5;
 
@@ -80,7 +80,7 @@ pub async fn run(options: &Options, database: &Database) {
 async fn work(api: Api, sent: Sent) -> Vec<Duration> {
     let mut waits = Vec::new();
     loop {
-        let body = json!({"limit": 10, "lease_seconds": 3600, "wait_seconds": IDLE_SECONDS});
+        let body = json!({"limit": 2, "lease_seconds": 3600, "wait_seconds": IDLE_SECONDS});
         let answer = api.post("/v1/work-items/claim", body).await.ok();
         let now = Instant::now();
         let items = answer["work_items"].as_array().cloned().unwrap_or_default();
