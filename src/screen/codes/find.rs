@@ -304,15 +304,7 @@ fn judge(text: &str, lines: &Lines, cues: &[Cue], candidate: &Candidate, announc
     let next = cues.partition_point(|cue| cue.start < candidate.end);
     let above = next.checked_sub(1).and_then(|at| cues.get(at)).filter(|cue| cue.end <= candidate.start);
     let below = cues.get(next);
-    let behind =
-        text.get(candidate.end..).unwrap_or_default().trim_start_matches([' ', '\u{a0}']).to_lowercase_head();
-    if UNITS.iter().any(|unit| starts_with_word(&behind, unit)) {
-        return None;
-    }
     let direct = above.and_then(|cue| directly_behind(text, cue, candidate));
-    if direct.is_none() && is_other_number(text, candidate, above) {
-        return None;
-    }
     let before = below.and_then(|cue| directly_before(text, cue, candidate));
     let alone = alone_on_line(text, lines, candidate)
         .then(|| beside(lines, above, below, candidate, announced))
@@ -320,6 +312,15 @@ fn judge(text: &str, lines: &Lines, cues: &[Cue], candidate: &Candidate, announc
     let near = above.and_then(|cue| near(text, cue, candidate));
     let confidence = [direct, before, alone, near].into_iter().flatten().fold(0.0, f64::max);
     if confidence < 0.5 {
+        return None;
+    }
+    // What few words come to; the lists below are long.
+    let behind =
+        text.get(candidate.end..).unwrap_or_default().trim_start_matches([' ', '\u{a0}']).to_lowercase_head();
+    if UNITS.iter().any(|unit| starts_with_word(&behind, unit)) {
+        return None;
+    }
+    if direct.is_none() && is_other_number(text, candidate, above) {
         return None;
     }
     let year = candidate.shape == Shape::Digits
