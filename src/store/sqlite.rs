@@ -310,7 +310,8 @@ impl Writer {
     fn together(&mut self, group: &mut [Box<dyn WriteJob>]) -> bool {
         let mut fine = self.batch("BEGIN IMMEDIATE").is_ok();
         for job in group {
-            fine = fine && self.run_job(job.as_mut());
+            // SQLite may have rolled back by itself (full disk); what ran after that would commit by itself.
+            fine = fine && self.run_job(job.as_mut()) && self.in_transaction();
         }
         if !fine {
             self.undo();
