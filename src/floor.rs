@@ -6,6 +6,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::dns::Resolver;
+use crate::ours::Domains;
 use crate::secrets::Secrets;
 use crate::spool::Spool;
 use crate::store::Store;
@@ -23,14 +24,21 @@ pub struct Floor {
     pub tls: Tls,
     pub disk: Disk,
     pub secrets: Secrets,
+    /// Which domains are ours, now.
+    pub domains: Domains,
     /// `gatepost dev`: mail for other domains is captured, never sent.
     pub dev: bool,
 }
 
 impl Floor {
-    /// Whether a domain (in lower-case A-labels) is one of ours.
+    /// Whether a domain (in lower-case A-labels) is one of ours: configured, or added and verified.
     pub fn is_ours(&self, domain: &str) -> bool {
-        self.config.domains.iter().any(|d| d == domain)
+        self.domains.find(domain).is_some()
+    }
+
+    /// Whether mail for a domain comes here and nowhere else.
+    pub fn receives(&self, domain: &str) -> bool {
+        self.domains.find(domain).is_some_and(|ours| ours.inbound)
     }
 }
 
@@ -72,6 +80,7 @@ pub(crate) mod testing {
                 tls: Tls::open(&config.hostname, folder.path(), None).unwrap(),
                 secrets: Secrets::open_or_create(&folder.path().join("master.key")).unwrap(),
                 disk: Disk::watch(&config, &clock),
+                domains: Domains::new(&config.domains),
                 config: Arc::new(config),
                 clock,
                 store,

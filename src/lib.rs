@@ -20,7 +20,7 @@
 //!  work     claim · lease · fence · complete
 //!
 //!  ──────────────────────────── the floor ────────────────────────────
-//!  store · spool · principal · secrets · dns · tls · disk · clock · ids · config · observe
+//!  store · spool · principal · secrets · ours · dns · tls · disk · clock · ids · config · observe
 //! ```
 //!
 //! `reports` reads what others report about our domains, on its way into the operator's inbox.
@@ -72,6 +72,7 @@ pub mod config;
 pub mod deliver;
 pub mod disk;
 pub mod dns;
+pub mod domains;
 pub mod envelope;
 pub mod events;
 pub mod floor;
@@ -82,6 +83,7 @@ pub mod gate;
 pub mod ids;
 pub mod inbox;
 pub mod observe;
+pub mod ours;
 pub mod principal;
 pub mod queue;
 pub mod reports;

@@ -24,11 +24,13 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::limits::STOP_GRACE;
 use crate::config::{Config, DatabaseUrl};
-use crate::deliver::dkim::{self, DkimError, Signers};
+use crate::deliver::dkim::DkimError;
 use crate::disk::Disk;
 use crate::dns::{DnsError, Resolver};
+use crate::domains;
 use crate::floor::Floor;
 use crate::inbox;
+use crate::ours::Domains;
 use crate::secrets::{Secrets, SecretsError};
 use crate::smtp::{Entrance, Guard};
 use crate::spool::Spool;
@@ -126,6 +128,7 @@ pub async fn open_floor(config: Config, dev: bool) -> Result<Arc<Floor>, ServerE
         spool,
         dns: Resolver::new(&config.dns.servers)?,
         disk: Disk::watch(&config, &clock),
+        domains: Domains::new(&config.domains),
         config: Arc::new(config),
         clock,
         store,
@@ -166,9 +169,7 @@ impl Server {
         let folder = || floor.config.data_dir.join("spool");
         floor.spool.sweep().map_err(|source| ServerError::DataDir { path: folder(), source })?;
         ensure_admin_key(&floor).await?;
-        dkim::make_missing(&floor.store, &floor.secrets, &floor.config.domains).await?;
-        // A key that does not open is found here, not when mail goes out unsigned.
-        Signers::load(&floor.store, &floor.secrets, &floor.config.domains).await?;
+        domains::begin(&floor).await?;
         inbox::ensure_operator_inboxes(&floor).await.map_err(ServerError::OperatorInboxes)?;
         let smtp = bind("smtp.listen", &floor.config.smtp.listen).await?;
         let smtp_tls = bind("smtp.listen_tls", &floor.config.smtp.listen_tls).await?;
@@ -196,6 +197,8 @@ impl Server {
     }
 
     fn start_workers(&mut self) {
+        let (floor, shutdown) = self.for_task();
+        self.spawn("domains", floor.domains.clone().keep(floor.store.clone(), shutdown));
         let (floor, shutdown) = self.for_task();
         self.spawn("work sweeper", crate::work::sweep(floor, shutdown));
         let (floor, shutdown) = self.for_task();

@@ -59,6 +59,7 @@ async fn floor(folder: &Path) -> Arc<Floor> {
         tls: Tls::open(&config.hostname, &config.data_dir, None).unwrap(),
         secrets: Secrets::open_or_create(&folder.join("master.key")).unwrap(),
         disk: crate::disk::Disk::watch(&config, &Clock::system()),
+        domains: crate::ours::Domains::new(&config.domains),
         config: Arc::new(config),
         store,
         dev: false,

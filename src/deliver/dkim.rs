@@ -7,7 +7,8 @@
 //! RFC 6376 (DKIM), RFC 8301 (RSA sizes), RFC 8463 (Ed25519); §8.15 of RFC 6376 on oversigning.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::rsa::KeySize;
@@ -18,10 +19,12 @@ use mail_auth::common::crypto::{DkimKey, Ed25519Key, RsaKey, Sha256};
 use mail_auth::common::headers::HeaderWriter;
 use mail_auth::dkim::{Canonicalization, DkimSigner, Done};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_util::sync::CancellationToken;
 
+use crate::ids::random_token;
 use crate::secrets::{Secrets, SecretsError};
-use crate::store::dkim_key::{self, DkimKeyRow};
-use crate::store::{Store, StoreError};
+use crate::store::dkim_key::{self, DkimKeyRow, KeyState};
+use crate::store::{Store, StoreError, Topic};
 
 /// The purpose under which private keys are sealed.
 const SEALED_FOR: &str = "dkim private key";
@@ -29,6 +32,8 @@ const RSA: &str = "rsa-sha256";
 const ED25519: &str = "ed25519-sha256";
 /// Octets in one string of a TXT record, RFC 1035 §3.3.14.
 const TXT_STRING: usize = 255;
+/// A hint that keys changed may be lost.
+const READ_AGAIN: Duration = Duration::from_secs(30);
 
 /// Signed where they are present, and once more than they are present: RFC 6376 §8.15.
 const OVERSIGNED: [&str; 12] = [
@@ -68,14 +73,21 @@ pub struct DnsRecord {
     pub value: String,
 }
 
-/// Every domain's keys, ready to sign.
-#[derive(Clone, Default)]
+/// The keys that sign, of every domain, ready to use. Cloning shares them, and what `refresh` reads.
+#[derive(Clone)]
 pub struct Signers {
-    domains: Arc<HashMap<String, Vec<Signer>>>,
+    store: Store,
+    secrets: Secrets,
+    domains: Arc<RwLock<Arc<Keyring>>>,
 }
+
+/// The active keys of each domain.
+type Keyring = HashMap<String, Vec<Arc<Signer>>>;
 
 /// One key, in the two forms that differ in how the body is read.
 struct Signer {
+    selector: String,
+    public_key: String,
     relaxed: DkimSigner<DkimKey, Done>,
     simple_body: DkimSigner<DkimKey, Done>,
 }
@@ -88,16 +100,7 @@ pub async fn make_missing(store: &Store, secrets: &Secrets, domains: &[String]) 
             if have.iter().any(|key| key.algorithm == algorithm) {
                 continue;
             }
-            let (private, public) =
-                generate(algorithm).await.map_err(|e| DkimError::Key(domain.clone(), e))?;
-            let sealed = secrets.seal(SEALED_FOR, &private);
-            let row = DkimKeyRow {
-                domain: domain.clone(),
-                selector: if algorithm == RSA { "gp1-rsa" } else { "gp1-ed25519" }.to_owned(),
-                algorithm: algorithm.to_owned(),
-                private_key: sealed.map_err(|e| DkimError::Sealed(domain.clone(), e))?,
-                public_key: BASE64.encode(&public),
-            };
+            let row = fresh(secrets, domain, algorithm, "gp1", KeyState::Active).await?;
             store
                 .write(move |tx| {
                     let row = row.clone();
@@ -110,26 +113,57 @@ pub async fn make_missing(store: &Store, secrets: &Secrets, domains: &[String]) 
     Ok(())
 }
 
+/// A pair of keys, RSA and Ed25519, under selectors that nobody had before; not stored yet.
+pub(crate) async fn fresh_pair(
+    secrets: &Secrets,
+    domain: &str,
+    state: KeyState,
+) -> Result<Vec<DkimKeyRow>, DkimError> {
+    let series = format!("gp{}", random_token::<5>());
+    let rsa = fresh(secrets, domain, RSA, &series, state).await?;
+    Ok(vec![rsa, fresh(secrets, domain, ED25519, &series, state).await?])
+}
+
+async fn fresh(
+    secrets: &Secrets,
+    domain: &str,
+    algorithm: &'static str,
+    series: &str,
+    state: KeyState,
+) -> Result<DkimKeyRow, DkimError> {
+    let (private, public) = generate(algorithm).await.map_err(|e| DkimError::Key(domain.to_owned(), e))?;
+    let sealed = secrets.seal(SEALED_FOR, &private);
+    Ok(DkimKeyRow {
+        domain: domain.to_owned(),
+        selector: format!("{series}-{}", if algorithm == RSA { "rsa" } else { "ed25519" }),
+        algorithm: algorithm.to_owned(),
+        private_key: sealed.map_err(|e| DkimError::Sealed(domain.to_owned(), e))?,
+        public_key: BASE64.encode(&public),
+        state,
+        state_at: 0,
+        created_at: 0,
+    })
+}
+
+/// The record that a key is published with.
+pub fn record(key: &DkimKeyRow) -> DnsRecord {
+    let kind = if key.algorithm == RSA { "rsa" } else { "ed25519" };
+    let text = format!("v=DKIM1; k={kind}; p={}", key.public_key);
+    let strings: Vec<String> = text
+        .as_bytes()
+        .chunks(TXT_STRING)
+        .map(|chunk| format!("\"{}\"", String::from_utf8_lossy(chunk)))
+        .collect();
+    DnsRecord {
+        name: format!("{}._domainkey.{}", key.selector, key.domain),
+        kind: "TXT",
+        value: strings.join(" "),
+    }
+}
+
 /// The TXT records of a domain's keys, as they are to be published.
 pub async fn records(store: &Store, domain: &str) -> Result<Vec<DnsRecord>, DkimError> {
-    let keys = keys(store, domain).await?;
-    Ok(keys
-        .into_iter()
-        .map(|key| {
-            let kind = if key.algorithm == RSA { "rsa" } else { "ed25519" };
-            let text = format!("v=DKIM1; k={kind}; p={}", key.public_key);
-            let strings: Vec<String> = text
-                .as_bytes()
-                .chunks(TXT_STRING)
-                .map(|chunk| format!("\"{}\"", String::from_utf8_lossy(chunk)))
-                .collect();
-            DnsRecord {
-                name: format!("{}._domainkey.{domain}", key.selector),
-                kind: "TXT",
-                value: strings.join(" "),
-            }
-        })
-        .collect())
+    Ok(keys(store, domain).await?.iter().map(record).collect())
 }
 
 async fn keys(store: &Store, domain: &str) -> Result<Vec<DkimKeyRow>, StoreError> {
@@ -158,30 +192,75 @@ async fn generate(algorithm: &'static str) -> Result<(Vec<u8>, Vec<u8>), String>
 }
 
 impl Signers {
-    /// Reads and opens the keys of `domains`; a key that does not open stops the start (DESIGN §6).
-    pub async fn load(store: &Store, secrets: &Secrets, domains: &[String]) -> Result<Signers, DkimError> {
-        let mut all = HashMap::new();
-        for domain in domains {
-            let mut signers = Vec::new();
-            for key in keys(store, domain).await? {
-                let private = secrets
-                    .unseal(SEALED_FOR, &key.private_key)
-                    .map_err(|e| DkimError::Sealed(domain.clone(), e))?;
-                let signer = |body| signer(&key, &private, body);
-                let both = signer(Canonicalization::Relaxed)
-                    .and_then(|relaxed| Ok((relaxed, signer(Canonicalization::Simple)?)));
-                let (relaxed, simple_body) = both.map_err(|e| DkimError::Key(domain.clone(), e))?;
-                signers.push(Signer { relaxed, simple_body });
-            }
-            all.insert(domain.clone(), signers);
+    /// No key yet: `refresh` reads them.
+    pub fn new(store: &Store, secrets: &Secrets) -> Signers {
+        let (store, secrets) = (store.clone(), secrets.clone());
+        Signers { store, secrets, domains: Arc::default() }
+    }
+
+    /// Reads and opens the keys that sign; a key that does not open is an error, which at the start stops it
+    /// (DESIGN §6). What was opened before is kept.
+    pub async fn refresh(&self) -> Result<(), DkimError> {
+        let rows: Vec<DkimKeyRow> = self.store.read(|tx| Box::pin(dkim_key::active(tx))).await?;
+        let before = self.current();
+        let mut all = Keyring::new();
+        for key in rows {
+            let known = before.get(&key.domain).into_iter().flatten();
+            let known = known
+                .into_iter()
+                .find(|s| s.selector == key.selector && s.public_key == key.public_key)
+                .cloned();
+            let signer = match known {
+                Some(signer) => signer,
+                None => Arc::new(self.open(&key)?),
+            };
+            all.entry(key.domain).or_default().push(signer);
         }
-        Ok(Signers { domains: Arc::new(all) })
+        *self.domains.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(all);
+        Ok(())
+    }
+
+    fn open(&self, key: &DkimKeyRow) -> Result<Signer, DkimError> {
+        let private = self
+            .secrets
+            .unseal(SEALED_FOR, &key.private_key)
+            .map_err(|e| DkimError::Sealed(key.domain.clone(), e))?;
+        let signer = |body| signer(key, &private, body);
+        let both = signer(Canonicalization::Relaxed)
+            .and_then(|relaxed| Ok((relaxed, signer(Canonicalization::Simple)?)));
+        let (relaxed, simple_body) = both.map_err(|e| DkimError::Key(key.domain.clone(), e))?;
+        let (selector, public_key) = (key.selector.clone(), key.public_key.clone());
+        Ok(Signer { selector, public_key, relaxed, simple_body })
+    }
+
+    /// Follows the keys as they change, until `shutdown`.
+    pub async fn keep(self, shutdown: CancellationToken) {
+        let mut told = self.store.wakeups().subscribe(Topic::Domains);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = tokio::time::timeout(READ_AGAIN, told.changed()) => {}
+            }
+            told.borrow_and_update();
+            if let Err(error) = self.refresh().await {
+                tracing::error!(%error, "the DKIM keys cannot be read; those from before sign");
+            }
+        }
+    }
+
+    fn current(&self) -> Arc<Keyring> {
+        Arc::clone(&self.domains.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether there are keys for mail from this domain.
+    pub fn can_sign(&self, domain: &str) -> bool {
+        self.current().contains_key(domain)
     }
 
     /// The signature fields to put before `raw`; empty where `domain` has no keys. Takes about 0.35 ms of CPU.
     pub fn sign(&self, domain: &str, raw: &[u8]) -> Result<Vec<u8>, String> {
         let mut fields = Vec::new();
-        for signer in self.domains.get(domain).into_iter().flatten() {
+        for signer in self.current().get(domain).into_iter().flatten() {
             let signer = if has_blank_tail(raw) { &signer.simple_body } else { &signer.relaxed };
             signer.sign(raw).map_err(|e| e.to_string())?.write_header(&mut fields);
         }
@@ -229,7 +308,8 @@ mod tests {
         let secrets = Secrets::open_or_create(&folder.join("key")).unwrap();
         let domains = ["agents.example".to_owned()];
         make_missing(&store, &secrets, &domains).await.unwrap();
-        let signers = Signers::load(&store, &secrets, &domains).await.unwrap();
+        let signers = Signers::new(&store, &secrets);
+        signers.refresh().await.unwrap();
         (store, secrets, signers)
     }
 
@@ -249,10 +329,7 @@ mod tests {
         let ed = first.iter().find(|r| r.value.contains("k=ed25519")).unwrap();
         assert!(ed.value.ends_with("=\"") && ed.value.len() < 100, "{}", ed.value);
         let other = Secrets::open_or_create(&folder.path().join("other")).unwrap();
-        assert!(matches!(
-            Signers::load(&store, &other, &["agents.example".to_owned()]).await,
-            Err(DkimError::Sealed(..))
-        ));
+        assert!(matches!(Signers::new(&store, &other).refresh().await, Err(DkimError::Sealed(..))));
     }
 
     #[tokio::test]

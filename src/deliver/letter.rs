@@ -115,7 +115,15 @@ impl Letter {
         let raw = raw.map_err(|error| later(error.to_string()))?;
         let raw = raw.ok_or_else(|| Outcome::failed("5.3.0", "the message is gone from the store"))?;
         let _turn = signing.acquire().await.map_err(|_| stopping())?;
-        let (signers, domain) = (signers.clone(), self.from_domain.clone());
+        let domain = match floor.domains.find(&self.from_domain) {
+            Some(ours) => ours.name.clone(),
+            None => self.from_domain.clone(),
+        };
+        // A domain that was verified a moment ago may have keys that were not read yet: never unsigned for that.
+        if !signers.can_sign(&domain) {
+            signers.refresh().await.map_err(|error| later(error.to_string()))?;
+        }
+        let signers = signers.clone();
         let work = move || -> Result<WireMessage, String> {
             let fields = signers.sign(&domain, &raw)?;
             WireMessage::new(&[&fields, &raw]).map_err(|error| error.to_string())

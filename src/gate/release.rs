@@ -164,7 +164,7 @@ async fn enqueue(tx: &mut Tx, job: &Job, message_key: i64, first_key: i64) -> Re
 }
 
 fn route(job: &Job, address: &Address) -> Route {
-    if job.floor.is_ours(address.domain()) {
+    if job.floor.receives(address.domain()) {
         Route::Local
     } else if job.floor.dev {
         Route::Capture

@@ -189,14 +189,14 @@ pub fn is_reserved(local: &str) -> bool {
 
 /// Who gets mail for `address`, asked at RCPT.
 pub async fn route(floor: &Floor, address: &Address) -> Result<Route, InboxError> {
-    if !floor.is_ours(address.domain()) {
+    let Some(ours) = floor.domains.find(address.domain()).filter(|ours| ours.inbound) else {
         return Ok(Route::NotOurs);
-    }
+    };
     let key = address.key();
     let answered = return_path::check(&floor.secrets, address.local());
     let bare = address.without_tag().map(|a| a.key());
     let local = bare.as_deref().unwrap_or(&key).split('@').next().unwrap_or_default().to_owned();
-    let operator = RESERVED.contains(&local.as_str()).then(|| operator_address(address.domain()));
+    let operator = RESERVED.contains(&local.as_str()).then(|| operator_address(&ours.name));
     let names: Vec<String> = [Some(key), operator, bare].into_iter().flatten().collect();
     let found = match answered {
         Some((key, message_key)) => {

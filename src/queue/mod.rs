@@ -57,13 +57,12 @@ const RESULTS: usize = 1_024;
 /// Delivers until `shutdown`; returns early only when the DKIM keys cannot be opened, or when results can no
 /// longer be written: then the server must stop, and whoever starts next takes back what was under way.
 pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
-    let signers = match Signers::load(&floor.store, &floor.secrets, &floor.config.domains).await {
-        Ok(signers) => signers,
-        Err(error) => {
-            tracing::error!(%error, "mail cannot be signed, so none is sent");
-            return;
-        }
-    };
+    let signers = Signers::new(&floor.store, &floor.secrets);
+    if let Err(error) = signers.refresh().await {
+        tracing::error!(%error, "mail cannot be signed, so none is sent");
+        return;
+    }
+    let current = tokio::spawn(signers.clone().keep(shutdown.clone()));
     let name = node_name(&floor.config.data_dir);
     // Each process of a node has a name of its own, so that an earlier one's results come too late.
     let node: Arc<str> = format!("{name}-{}", random_token::<5>()).into();
@@ -92,6 +91,7 @@ pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
         node: node.clone(),
     };
     queue.work(shutdown).await;
+    current.abort();
     // The last sender of results went with the queue, so the ledger writes what it has and ends. Only then may
     // others take what this node still holds: before, they would take what is delivered and not yet written.
     if ledger.await.is_ok_and(|complete| complete) {

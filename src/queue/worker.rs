@@ -110,6 +110,9 @@ impl Workshop {
     /// RFC 5321 §4.4: where bounces of this message come back to. Without a valid one, none are wanted.
     fn return_path(&self, delivery: &Delivery) -> Option<Address> {
         let (_, domain) = delivery.sender.rsplit_once('@')?;
+        // A domain that only sends has its bounces come to one that receives: the token says whose they are.
+        let elsewhere = || self.floor.config.domains.first().map(String::as_str);
+        let domain = if self.floor.receives(domain) { domain } else { elsewhere()? };
         let local = return_path::make(&self.floor.secrets, delivery.inbox, delivery.message_key);
         format!("{local}@{domain}").parse().ok()
     }

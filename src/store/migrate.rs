@@ -24,6 +24,11 @@ const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../migrations/sqlite/0002_the_front_door.sql"),
         postgres: include_str!("../../migrations/postgres/0002_the_front_door.sql"),
     },
+    Migration {
+        version: 7,
+        sqlite: include_str!("../../migrations/sqlite/0007_domains.sql"),
+        postgres: include_str!("../../migrations/postgres/0007_domains.sql"),
+    },
 ];
 
 const VERSION_TABLE: &str =

@@ -14,6 +14,7 @@ pub mod body;
 pub mod delivery;
 mod directory;
 pub mod dkim_key;
+pub mod domain;
 pub mod event;
 pub(crate) mod greylist;
 pub mod held;

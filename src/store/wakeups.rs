@@ -16,10 +16,13 @@ pub enum Topic {
     Queue,
     /// An inbox or a policy was made, changed or deleted.
     Inboxes,
+    /// A domain became ours or ceased to be, or its keys changed.
+    Domains,
 }
 
 impl Topic {
-    pub(super) const ALL: [Topic; 4] = [Topic::Events, Topic::Work, Topic::Queue, Topic::Inboxes];
+    pub(super) const ALL: [Topic; 5] =
+        [Topic::Events, Topic::Work, Topic::Queue, Topic::Inboxes, Topic::Domains];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -27,12 +30,13 @@ impl Topic {
             Topic::Work => "work",
             Topic::Queue => "queue",
             Topic::Inboxes => "inboxes",
+            Topic::Domains => "domains",
         }
     }
 }
 
 #[derive(Clone)]
-pub struct Wakeups(Arc<[watch::Sender<u64>; 4]>);
+pub struct Wakeups(Arc<[watch::Sender<u64>; 5]>);
 
 impl Wakeups {
     pub(super) fn new() -> Wakeups {
@@ -54,12 +58,13 @@ impl Wakeups {
     }
 
     fn sender(&self, topic: Topic) -> &watch::Sender<u64> {
-        let [events, work, queue, inboxes] = &*self.0;
+        let [events, work, queue, inboxes, domains] = &*self.0;
         match topic {
             Topic::Events => events,
             Topic::Work => work,
             Topic::Queue => queue,
             Topic::Inboxes => inboxes,
+            Topic::Domains => domains,
         }
     }
 }
