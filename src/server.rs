@@ -200,6 +200,8 @@ impl Server {
         let (floor, shutdown) = self.for_task();
         self.spawn("domains", floor.domains.clone().keep(floor.store.clone(), shutdown));
         let (floor, shutdown) = self.for_task();
+        self.spawn("domain checks", domains::watch(floor, shutdown));
+        let (floor, shutdown) = self.for_task();
         self.spawn("work sweeper", crate::work::sweep(floor, shutdown));
         let (floor, shutdown) = self.for_task();
         self.spawn("queue", crate::queue::run(floor, shutdown));

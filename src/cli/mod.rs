@@ -14,7 +14,6 @@ mod held;
 mod inbox;
 mod init;
 mod key;
-mod records;
 mod report;
 mod serve;
 mod work;

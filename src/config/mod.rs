@@ -75,8 +75,24 @@ pub struct Smtp {
     pub proxy_from: Vec<Network>,
     /// Octets, RFC 1870.
     pub max_message_size: u64,
+    /// What our own MTA-STS policy says.
+    pub mta_sts: MtaStsMode,
     pub guard: Guard,
 }
+
+/// RFC 8461 §3.2: what others do when they cannot encrypt to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MtaStsMode {
+    /// No policy is served.
+    None,
+    /// They deliver, and report it.
+    Testing,
+    /// They do not deliver.
+    Enforce,
+}
+
+const STS_MODES: [(&str, MtaStsMode); 3] =
+    [("none", MtaStsMode::None), ("testing", MtaStsMode::Testing), ("enforce", MtaStsMode::Enforce)];
 
 /// A protocol that has one port for STARTTLS and one for TLS from the first byte.
 #[derive(Debug, Clone)]
@@ -253,6 +269,7 @@ impl Config {
                 proxy_from: s.take("smtp.proxy_from", values::networks, Vec::new),
                 max_message_size: s
                     .take("smtp.max_message_size", message_size, || limits::DEFAULT_MAX_MESSAGE_SIZE),
+                mta_sts: s.take("smtp.mta_sts", |v| values::word(v, &STS_MODES), || MtaStsMode::Testing),
                 guard: guard::take(s),
             },
             receive: take_receive(s),

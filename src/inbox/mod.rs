@@ -196,8 +196,12 @@ pub async fn route(floor: &Floor, address: &Address) -> Result<Route, InboxError
     let answered = return_path::check(&floor.secrets, address.local());
     let bare = address.without_tag().map(|a| a.key());
     let local = bare.as_deref().unwrap_or(&key).split('@').next().unwrap_or_default().to_owned();
-    let operator = RESERVED.contains(&local.as_str()).then(|| operator_address(&ours.name));
-    let names: Vec<String> = [Some(key), operator, bare].into_iter().flatten().collect();
+    // Of a domain that was added, the operator is who runs this server: his inbox is the first domain's.
+    let reserved = RESERVED.contains(&local.as_str());
+    let operator = reserved.then(|| operator_address(&ours.name));
+    let first = floor.config.domains.first().filter(|_| reserved && !ours.configured);
+    let first = first.map(|domain| operator_address(domain));
+    let names: Vec<String> = [Some(key), operator, first, bare].into_iter().flatten().collect();
     let found = match answered {
         Some((key, message_key)) => {
             let found = floor.store.read(move |tx| Box::pin(inbox::by_key(tx, key))).await?;

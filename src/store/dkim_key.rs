@@ -127,24 +127,25 @@ pub async fn insert(tx: &mut Tx, key: &DkimKeyRow) -> Result<(), StoreError> {
 }
 
 /// Moves every key of a domain from one state to the next; how many there were. The caller holds the domain's
-/// lock. A key that is retired loses its private half.
+/// lock.
 pub async fn advance(tx: &mut Tx, domain: &str, from: KeyState, to: KeyState) -> Result<u64, StoreError> {
     tx.wake(Topic::Domains);
-    let sql = match (to, tx.is_postgres()) {
-        (KeyState::Retired, false) => {
-            "UPDATE dkim_key SET state = $3, state_at = $4, private_key = X'' WHERE domain = $1 AND state = $2"
-        }
-        (KeyState::Retired, true) => {
-            "UPDATE dkim_key SET state = $3, state_at = $4, private_key = ''::bytea WHERE domain = $1 AND state = $2"
-        }
-        _ => "UPDATE dkim_key SET state = $3, state_at = $4 WHERE domain = $1 AND state = $2",
-    };
+    let sql = "UPDATE dkim_key SET state = $3, state_at = $4 WHERE domain = $1 AND state = $2";
     tx.execute(sql, &[domain.into(), from.text().into(), to.text().into(), tx.now().into()]).await
 }
 
-/// Domains that have keys in a state that ends by itself.
-pub async fn changing(tx: &mut Tx, limit: i64) -> Result<Vec<String>, StoreError> {
-    let sql =
-        "SELECT DISTINCT domain FROM dkim_key WHERE state IN ('next', 'retiring') ORDER BY domain LIMIT $1";
-    tx.rows(sql, &[limit.into()]).await?.iter().map(|row| row.get(0)).collect()
+/// Erases the private half of a key that signs no more: its record may go.
+pub async fn retire(tx: &mut Tx, domain: &str, selector: &str) -> Result<(), StoreError> {
+    let nothing: Vec<u8> = Vec::new();
+    let args = [domain.into(), selector.into(), tx.now().into(), nothing.into()];
+    let sql = "UPDATE dkim_key SET state = 'retired', state_at = $3, private_key = $4
+               WHERE domain = $1 AND selector = $2 AND state = 'retiring'";
+    tx.execute(sql, &args).await?;
+    Ok(())
+}
+
+/// Retired keys are only remembered to say that their records may go.
+pub async fn forget_retired(tx: &mut Tx, domain: &str) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM dkim_key WHERE domain = $1 AND state = 'retired'", &[domain.into()]).await?;
+    Ok(())
 }

@@ -171,7 +171,7 @@ pub async fn sync_configured(tx: &mut Tx, configured: &[String]) -> Result<(), S
     for name in configured {
         tx.execute(
             "INSERT INTO domain (domain, configured, status, next_check_at, created_at, updated_at)
-             VALUES ($1, 1, 'VERIFIED', $2, $2, $2)
+             VALUES ($1, 1, 'VERIFIED', $2 + 60000, $2, $2)
              ON CONFLICT (domain) DO UPDATE SET configured = 1, pod_key = NULL, status = 'VERIFIED'",
             &[name.into(), tx.now().into()],
         )

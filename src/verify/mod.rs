@@ -206,5 +206,22 @@ impl Question<'_> {
     }
 }
 
+/// What SPF says to mail of `domain` from `ip`: for those who check records of their own.
+pub(crate) async fn spf_of(dns: &Resolver, ip: std::net::IpAddr, domain: &str, helo: &str) -> verdict::Spf {
+    let lookups = Lookups::new(dns);
+    let question = spf::Question { ip, helo, local: "postmaster", domain, hostname: helo, now: 0 };
+    spf::check(&lookups, &question).await
+}
+
+/// Whether a text is a DMARC record that says something.
+pub(crate) fn is_dmarc(text: &str) -> bool {
+    dmarc::is_record(text)
+}
+
+/// Whether a domain that has no DMARC record of its own stands under one (RFC 9989 §4.10).
+pub(crate) async fn dmarc_above(dns: &Resolver, domain: &str) -> Result<bool, String> {
+    dmarc::covered(&Lookups::new(dns), domain).await
+}
+
 #[cfg(test)]
 mod tests;

@@ -7,11 +7,13 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::Findings;
-use crate::cli::records::{self, State};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::dns::Resolver;
+use crate::domains::look::{self, State};
+use crate::domains::records::{self, Subject};
 use crate::smtp::dnsbl;
+use crate::store::domain::Features;
 
 /// Patience with one remote host.
 const DIAL: Duration = Duration::from_secs(5);
@@ -51,16 +53,18 @@ pub(super) async fn dns(config: &Config, findings: &mut Findings) {
             Err(why) => findings.advice(format!("block list {zone} {why}")),
         }
     }
-    for domain in &config.domains {
+    for name in &config.domains {
         // DKIM keys are in the database, which may be in use: `gatepost dns` looks at those.
-        for record in records::wanted(config, domain, &[]) {
-            let line = record.line();
-            match record.look(&dns, config).await {
-                State::Set => findings.ok(line),
-                State::Missing if record.optional => {}
-                State::Missing => findings.bad(format!("missing: {line}  ({})", record.why)),
-                State::Differs(found) => findings.advice(format!("differs: {line}  (found {found})")),
-                State::Unknown(why) => findings.advice(format!("unknown: {line}  ({why})")),
+        let wanted = records::wanted(config, Subject { name, features: Features::default() }, &[]);
+        let lines: Vec<String> = wanted.iter().map(records::Wanted::line).collect();
+        for (line, finding) in lines.into_iter().zip(look::look(&dns, config, wanted).await) {
+            let fix = finding.fix.clone().unwrap_or_default();
+            match finding.state {
+                State::Ok => findings.ok(line),
+                State::Missing if finding.optional => {}
+                State::Missing => findings.bad(format!("missing: {line}  ({})", finding.why)),
+                State::Wrong => findings.advice(format!("wrong: {line}  ({fix})")),
+                State::Unknown => findings.advice(format!("unknown: {line}  ({fix})")),
             }
         }
     }

@@ -290,3 +290,18 @@ impl Dmarc {
         Dmarc { result: AuthResult::TempError, ..Dmarc::failed(domain, DmarcPolicy::None, why) }
     }
 }
+
+/// Whether a text is a DMARC record that says something.
+pub(crate) fn is_record(text: &str) -> bool {
+    record::Record::parse(text).is_some_and(|record| !record.useless)
+}
+
+/// Whether a record stands at the domain, or above it where it counts for it.
+pub(crate) async fn covered(lookups: &Lookups<'_>, domain: &str) -> Result<bool, String> {
+    let mut walk = Walk::new(domain);
+    match walk.finish(lookups).await {
+        Ok(()) => Ok(walk.policy_record().is_some()),
+        Err(NoAnswer::Temporary(why)) => Err(why),
+        Err(_) => Err("the DNS did not answer".into()),
+    }
+}
