@@ -75,6 +75,22 @@ impl RowId {
     }
 }
 
+/// How a pod is called: its id says its key, so that no name has to be looked up.
+pub fn pod_id(pod: i64) -> String {
+    // The pod that always exists (store::inbox::DEFAULT_POD).
+    if pod == 1 { "pod_default".to_owned() } else { format!("pod_{}", base32(&pod.to_be_bytes()[3..])) }
+}
+
+/// The reverse of `pod_id`; `None` for what it never wrote.
+pub fn parse_pod_id(text: &str) -> Option<i64> {
+    let digits = text.strip_prefix("pod_")?;
+    if digits == "default" {
+        return Some(1);
+    }
+    let pod = unbase32(digits)?.iter().fold(0i64, |n, b| (n << 8) | i64::from(*b));
+    (pod > 1 && pod_id(pod) == text).then_some(pod)
+}
+
 /// Crockford's digits in lower case: no i, l, o, u; in the order of their values, so that text sorts as bytes do.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 

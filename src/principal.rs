@@ -14,6 +14,15 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// Pod and inbox, as queries take them: 0 for all of them.
+    pub fn numbers(self) -> (i64, i64) {
+        match self {
+            Scope::Organization => (0, 0),
+            Scope::Pod(pod) => (pod, 0),
+            Scope::Inbox(inbox) => (inbox.pod, inbox.inbox),
+        }
+    }
+
     pub fn reaches(self, inbox: InboxKey) -> bool {
         match self {
             Scope::Organization => true,

@@ -13,12 +13,14 @@ use axum::http::{HeaderMap, StatusCode, header};
 
 use super::App;
 use super::error::{Answer, Problem};
+use super::path::RawPath;
 use crate::clock::Millis;
 use crate::config::limits;
 use crate::floor::Floor;
-use crate::ids::InboxKey;
+use crate::ids::{InboxKey, parse_pod_id};
 use crate::principal::{Principal, Scope};
-use crate::store::inbox::{self, Inbox};
+use crate::store::inbox::{self, DEFAULT_POD, Inbox};
+use crate::store::pod::{self, Pod};
 use crate::store::{StoreError, key};
 
 /// Keys whose last use is remembered; beyond it the memory starts afresh, which costs a few writes.
@@ -115,6 +117,40 @@ impl Caller {
             .fix("Ask the operator, or use an organization's key."))
     }
 
+    /// 403 unless this is a key of the organization: what is shared by all pods is not one pod's to change.
+    pub(crate) fn require_organization(&self, what: &str) -> Answer<()> {
+        if self.0.scope == Scope::Organization {
+            return Ok(());
+        }
+        Err(Problem::forbidden("forbidden", format!("{what} can be changed by organization keys only."))
+            .fix("Ask the operator, or use an organization's key."))
+    }
+
+    /// The pod of this name, if this key reaches all of it.
+    pub(crate) async fn pod(&self, floor: &Floor, pod_id: &str) -> Answer<Pod> {
+        let none = || Problem::not_found("Pod");
+        let key = parse_pod_id(pod_id).ok_or_else(none)?;
+        if self.0.scope != Scope::Organization && self.0.scope != Scope::Pod(key) {
+            return Err(none());
+        }
+        let found = floor.store.read(move |tx| Box::pin(pod::by_key(tx, key))).await;
+        found.map_err(|e: StoreError| Problem::from(e))?.ok_or_else(none)
+    }
+
+    /// This caller, seeing no more than the pod of a path `/v0/pods/{pod_id}/…`.
+    pub(crate) async fn within(self, floor: &Floor, path: &RawPath) -> Answer<Caller> {
+        let pod = self.pod(floor, &path.segment(2)?).await?;
+        Ok(Caller(Principal { scope: Scope::Pod(pod.pod_key), ..self.0 }))
+    }
+
+    /// The pod that what this key makes or asks about is in, where nothing else says so.
+    pub(crate) fn own_pod(&self) -> i64 {
+        match self.0.scope {
+            Scope::Organization => DEFAULT_POD,
+            Scope::Pod(pod) | Scope::Inbox(InboxKey { pod, .. }) => pod,
+        }
+    }
+
     /// The inbox of this name, if this key sees it.
     pub(crate) async fn inbox(&self, floor: &Floor, inbox_id: &str) -> Answer<Inbox> {
         // An address that does not parse names no inbox, and is no news to log.
@@ -142,7 +178,7 @@ impl Caller {
     }
 
     fn sees(&self, inbox: &Inbox) -> bool {
-        self.0.scope.reaches(inbox.key) && (!inbox.operator || self.0.is_admin())
+        self.0.scope.reaches(inbox.key) && (!inbox.operator || self.0.scope == Scope::Organization)
     }
 
     /// The one inbox that this key is for.

@@ -42,6 +42,8 @@ pub(crate) enum Listing {
     Suppressions,
     Reports,
     Held,
+    Pods,
+    Domains,
 }
 
 impl Listing {
@@ -57,6 +59,8 @@ impl Listing {
             Listing::Suppressions => "su",
             Listing::Reports => "re",
             Listing::Held => "he",
+            Listing::Pods => "po",
+            Listing::Domains => "do",
         }
     }
 

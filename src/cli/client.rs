@@ -57,7 +57,17 @@ impl Remote {
         }
     }
 
+    /// An answer that is no JSON.
+    pub(crate) async fn text(&self, path: &str) -> anyhow::Result<String> {
+        self.send(Method::GET, path, None).await
+    }
+
     async fn call(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
+        let text = self.send(method, path, body).await?;
+        Ok(serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<String> {
         let Some(key) = &self.key else {
             bail!("no key: set GATEPOST_KEY or give --key (the first one is in data_dir/admin.key)");
         };
@@ -70,13 +80,13 @@ impl Remote {
         let response = request.send().await.with_context(|| format!("no answer from {}", self.url))?;
         let status = response.status();
         let text = response.text().await.with_context(|| format!("half an answer from {}", self.url))?;
-        let answer: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
         if !status.is_success() {
+            let answer: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
             let message = field(&answer, "message");
             let fix = field(&answer, "fix");
             bail!("{} {message} {fix}", status.as_u16());
         }
-        Ok(answer)
+        Ok(text)
     }
 
     /// The answer as JSON if that was asked for, else as the words that `human` makes of it.

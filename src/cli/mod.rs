@@ -1,7 +1,7 @@
 //! The commands, one file each. They parse arguments, call the rooms, and put the outcome in words.
 //!
 //! `dev` and `serve` run the server; `init`, `check`, `dns` and `key create --config` prepare one;
-//! `inbox`, `key`, `held`, `work` and `report` talk to a running one over HTTP (`GATEPOST_URL`, `GATEPOST_KEY`).
+//! `inbox`, `domain`, `key`, `held`, `work` and `report` talk to a running one over HTTP (`GATEPOST_URL`, `GATEPOST_KEY`).
 //!
 //! This is the top: errors of every kind become one sentence on stderr and an exit code. 78 (EX_CONFIG of
 //! sysexits.h) is a configuration that cannot work, which no restart will mend.
@@ -10,6 +10,7 @@ mod check;
 mod client;
 mod dev;
 mod dns;
+mod domain;
 mod held;
 mod inbox;
 mod init;
@@ -46,6 +47,8 @@ enum Command {
     Dns(dns::Dns),
     /// See, make and delete inboxes of a running server
     Inbox(inbox::Inbox),
+    /// See, add, verify and remove domains of a running server; change their DKIM keys
+    Domain(domain::Domain),
     /// See, make and delete API keys; with --config, an admin key offline
     Key(key::Key),
     /// See and release what policy holds back
@@ -65,6 +68,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(command) => command.run().await,
         Command::Dns(command) => command.run().await,
         Command::Inbox(command) => command.run().await,
+        Command::Domain(command) => command.run().await,
         Command::Key(command) => command.run().await,
         Command::Held(command) => command.run().await,
         Command::Work(command) => command.run().await,

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Millis;
 use crate::floor::Floor;
 use crate::ids::InboxKey;
+use crate::principal::Scope;
 use crate::screen::kind::Kind;
 use crate::store::event::{self, Event};
 use crate::store::inbox;
@@ -39,10 +40,10 @@ pub enum EventsError {
 }
 
 /// Which events.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct EventFilter {
-    /// Of one inbox, or of all of the organization.
-    pub inbox: Option<InboxKey>,
+    /// Of one inbox, of a pod, or of all of the organization.
+    pub within: Scope,
     /// Of these types; empty for every one.
     pub types: Vec<String>,
 }
@@ -102,7 +103,7 @@ async fn page_now(
     if after < oldest - 1 {
         return Err(EventsError::Gone { oldest });
     }
-    let found = event::after(tx, filter.inbox, after, &filter.types, limit).await?;
+    let found = event::after(tx, filter.within, after, &filter.types, limit).await?;
     // A page that is not full has looked at everything there was: the next look begins behind it.
     let seen = if (found.len() as i64) < limit { newest } else { 0 };
     let next_cursor = found.last().map_or(after, |e| e.cursor).max(seen);

@@ -227,7 +227,7 @@ async fn until(floor: &Floor, inbox: InboxKey, message: i64, wanted: &str) -> Ve
 
 async fn event_types(floor: &Floor) -> Vec<String> {
     let read: Result<Vec<event::Event>, StoreError> =
-        floor.store.read(|tx| Box::pin(event::after(tx, None, 0, &[], 100))).await;
+        floor.store.read(|tx| Box::pin(event::after(tx, crate::principal::Scope::Organization, 0, &[], 100))).await;
     read.unwrap().into_iter().map(|e| e.event_type).collect()
 }
 

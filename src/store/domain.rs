@@ -194,6 +194,15 @@ pub async fn lock(tx: &mut Tx, name: &str) -> Result<Option<Domain>, StoreError>
     tx.row(sql, &[name.into()]).await?.as_ref().map(from_row).transpose()
 }
 
+/// Whether the domain may be used; if so, that stays until the end of the transaction.
+pub async fn hold_usable(tx: &mut Tx, name: &str) -> Result<bool, StoreError> {
+    let sql = tx.either(
+        "SELECT 1 FROM domain WHERE domain = $1 AND (configured = 1 OR status = 'VERIFIED')",
+        "SELECT 1::bigint FROM domain WHERE domain = $1 AND (configured = 1 OR status = 'VERIFIED') FOR SHARE",
+    );
+    Ok(tx.row(sql, &[name.into()]).await?.is_some())
+}
+
 /// Domains that are above or below `name` in the tree of names.
 pub async fn relatives(tx: &mut Tx, name: &str) -> Result<Vec<Domain>, StoreError> {
     // Labels hold no wild-card of LIKE but the underscore, which only makes the list longer.

@@ -4,6 +4,7 @@
 use super::{Row, StoreError, Topic, Tx};
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
+use crate::principal::Scope;
 
 /// A row of the log. It names rows instead of copying them; `events` renders it for a reader.
 #[derive(Debug, Clone)]
@@ -85,16 +86,16 @@ pub async fn stamp(tx: &mut Tx) -> Result<u64, StoreError> {
     Ok(stamped)
 }
 
-/// Events after a cursor, oldest first, of one inbox or of all of the organization.
+/// Events after a cursor, oldest first, of one inbox, of a pod or of all of the organization.
 pub async fn after(
     tx: &mut Tx,
-    inbox: Option<InboxKey>,
+    within: Scope,
     cursor: i64,
     types: &[String],
     limit: i64,
 ) -> Result<Vec<Event>, StoreError> {
     let types = if types.is_empty() { "[]".to_owned() } else { super::message::to_json(&types)? };
-    let sql = match (inbox.is_some(), tx.is_postgres()) {
+    let sql = match (matches!(within, Scope::Inbox(_)), tx.is_postgres()) {
         (true, false) => {
             "SELECT event_key, cursor, pod_key, inbox_key, event_type, thread_key, message_key, item_key, data, created_at
              FROM event WHERE cursor > $1 AND pod_key = $4 AND inbox_key = $5
@@ -102,7 +103,7 @@ pub async fn after(
         }
         (false, false) => {
             "SELECT event_key, cursor, pod_key, inbox_key, event_type, thread_key, message_key, item_key, data, created_at
-             FROM event WHERE cursor > $1
+             FROM event WHERE cursor > $1 AND ($4 = 0 OR pod_key = $4)
                AND ($2 = '[]' OR event_type IN (SELECT value FROM json_each($2))) ORDER BY cursor LIMIT $3"
         }
         (true, true) => {
@@ -112,14 +113,15 @@ pub async fn after(
         }
         (false, true) => {
             "SELECT event_key, cursor, pod_key, inbox_key, event_type, thread_key, message_key, item_key, data, created_at
-             FROM event WHERE cursor > $1
+             FROM event WHERE cursor > $1 AND ($4 = 0 OR pod_key = $4)
                AND ($2 = '[]' OR event_type = ANY (ARRAY(SELECT json_array_elements_text($2::json)))) ORDER BY cursor LIMIT $3"
         }
     };
     let mut args = vec![cursor.into(), types.into(), limit.into()];
-    if let Some(inbox) = inbox {
-        args.push(inbox.pod.into());
-        args.push(inbox.inbox.into());
+    let (pod, inbox) = within.numbers();
+    args.push(pod.into());
+    if matches!(within, Scope::Inbox(_)) {
+        args.push(inbox.into());
     }
     tx.rows(sql, &args).await?.iter().map(from_row).collect()
 }

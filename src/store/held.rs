@@ -7,6 +7,7 @@ use super::page::Place;
 use super::{StoreError, Tx};
 use crate::clock::Millis;
 use crate::ids::InboxKey;
+use crate::principal::Scope;
 
 /// Why a message is not handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,17 +65,17 @@ pub struct Decided {
     pub at: Millis,
 }
 
-/// Messages that wait to be looked at, newest first, of one inbox or of all.
-pub async fn page(
-    tx: &mut Tx,
-    inbox: Option<InboxKey>,
-    below: &Place,
-    limit: i64,
-) -> Result<Vec<Message>, StoreError> {
+/// Messages that wait to be looked at, newest first, of one inbox, of a pod or of all.
+pub async fn page(tx: &mut Tx, within: Scope, below: &Place, limit: i64) -> Result<Vec<Message>, StoreError> {
     let [pod, inbox_key, message] = below.key;
     let mut args = vec![below.at.into(), pod.into(), inbox_key.into(), message.into(), limit.into()];
-    args.extend(inbox.iter().flat_map(|key| [key.pod.into(), key.inbox.into()]));
-    select_held(tx, inbox.is_some(), &args).await
+    let (pod, inbox_key) = within.numbers();
+    args.push(pod.into());
+    let one = matches!(within, Scope::Inbox(_));
+    if one {
+        args.push(inbox_key.into());
+    }
+    select_held(tx, one, &args).await
 }
 
 /// Where a message stands in `page`'s order.

@@ -199,24 +199,33 @@ pub async fn by_client_id(tx: &mut Tx, pod: i64, client_id: &str) -> Result<Opti
     tx.row(sql, &[pod.into(), client_id.into()]).await?.as_ref().map(from_row).transpose()
 }
 
-/// A page of inboxes, newest first; `before` is the key of the last one seen.
-pub async fn page(tx: &mut Tx, pod: i64, before: i64, limit: i64) -> Result<Vec<Inbox>, StoreError> {
+/// A page of inboxes, of one pod or of all, newest first; `before` is the key of the last one seen.
+pub async fn page(tx: &mut Tx, pod: Option<i64>, before: i64, limit: i64) -> Result<Vec<Inbox>, StoreError> {
     let sql = concat!(
         "SELECT ",
         columns!(),
-        " FROM inbox WHERE pod_key = $1 AND inbox_key < $2 AND deleted_at IS NULL ORDER BY inbox_key DESC LIMIT $3"
+        " FROM inbox WHERE ($1 = 0 OR pod_key = $1) AND inbox_key < $2 AND deleted_at IS NULL ORDER BY inbox_key DESC LIMIT $3"
     );
-    tx.rows(sql, &[pod.into(), before.into(), limit.into()]).await?.iter().map(from_row).collect()
+    tx.rows(sql, &[pod.unwrap_or(0).into(), before.into(), limit.into()])
+        .await?
+        .iter()
+        .map(from_row)
+        .collect()
 }
 
 /// The same, oldest first; `after` is the key of the last one seen.
-pub async fn page_ascending(tx: &mut Tx, pod: i64, after: i64, limit: i64) -> Result<Vec<Inbox>, StoreError> {
+pub async fn page_ascending(
+    tx: &mut Tx,
+    pod: Option<i64>,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Inbox>, StoreError> {
     let sql = concat!(
         "SELECT ",
         columns!(),
-        " FROM inbox WHERE pod_key = $1 AND inbox_key > $2 AND deleted_at IS NULL ORDER BY inbox_key LIMIT $3"
+        " FROM inbox WHERE ($1 = 0 OR pod_key = $1) AND inbox_key > $2 AND deleted_at IS NULL ORDER BY inbox_key LIMIT $3"
     );
-    tx.rows(sql, &[pod.into(), after.into(), limit.into()]).await?.iter().map(from_row).collect()
+    tx.rows(sql, &[pod.unwrap_or(0).into(), after.into(), limit.into()]).await?.iter().map(from_row).collect()
 }
 
 /// The addresses of these inboxes, deleted ones included.

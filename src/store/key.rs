@@ -124,32 +124,29 @@ pub async fn by_id(tx: &mut Tx, api_key_id: &str) -> Result<Option<ApiKey>, Stor
     tx.row(sql, &[api_key_id.into()]).await?.as_ref().map(from_row).transpose()
 }
 
-/// A page of keys: of one inbox, or (`None`) every key that there is.
-pub async fn page(tx: &mut Tx, inbox: Option<InboxKey>, page: &Page) -> Result<Vec<ApiKey>, StoreError> {
-    let sql = match (inbox.is_some(), page.ascending) {
-        (false, false) => {
-            concat!("SELECT ", columns!(), " FROM api_key WHERE key_id < $1 ORDER BY key_id DESC LIMIT $2")
-        }
-        (false, true) => {
-            concat!("SELECT ", columns!(), " FROM api_key WHERE key_id > $1 ORDER BY key_id LIMIT $2")
-        }
-        (true, false) => concat!(
+/// A page of keys: of one inbox, of a pod and its inboxes, or every key that there is.
+pub async fn page(tx: &mut Tx, within: Scope, page: &Page) -> Result<Vec<ApiKey>, StoreError> {
+    let sql = match page.ascending {
+        false => concat!(
             "SELECT ",
             columns!(),
-            " FROM api_key WHERE pod_key = $3 AND inbox_key = $4 AND key_id < $1 ORDER BY key_id DESC LIMIT $2"
+            " FROM api_key WHERE key_id < $1 AND ($3 = 0 OR pod_key = $3) AND ($4 = 0 OR inbox_key = $4)
+              ORDER BY key_id DESC LIMIT $2"
         ),
-        (true, true) => concat!(
+        true => concat!(
             "SELECT ",
             columns!(),
-            " FROM api_key WHERE pod_key = $3 AND inbox_key = $4 AND key_id > $1 ORDER BY key_id LIMIT $2"
+            " FROM api_key WHERE key_id > $1 AND ($3 = 0 OR pod_key = $3) AND ($4 = 0 OR inbox_key = $4)
+              ORDER BY key_id LIMIT $2"
         ),
     };
     let [_, _, start] = page.start().key;
-    let mut args = vec![start.into(), page.fetch().into()];
-    if let Some(inbox) = inbox {
-        args.extend([inbox.pod.into(), inbox.inbox.into()]);
-    }
-    tx.rows(sql, &args).await?.iter().map(from_row).collect()
+    let (pod, inbox) = within.numbers();
+    tx.rows(sql, &[start.into(), page.fetch().into(), pod.into(), inbox.into()])
+        .await?
+        .iter()
+        .map(from_row)
+        .collect()
 }
 
 /// Whether an inbox has keys of its own.

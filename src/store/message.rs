@@ -452,7 +452,7 @@ pub(super) async fn select_held(
             "SELECT ",
             columns!(),
             " FROM message WHERE (created_at, pod_key, inbox_key, message_key) < ($1, $2, $3, $4)
-                AND held IN ('held', 'blocked')
+                AND held IN ('held', 'blocked') AND ($6 = 0 OR pod_key = $6)
               ORDER BY created_at DESC, pod_key DESC, inbox_key DESC, message_key DESC LIMIT $5"
         )
     };

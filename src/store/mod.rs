@@ -26,6 +26,7 @@ pub mod list;
 pub mod message;
 mod migrate;
 pub mod page;
+pub mod pod;
 pub mod policy;
 mod postgres;
 pub(crate) mod release;

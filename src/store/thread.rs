@@ -7,6 +7,7 @@ use super::page::Place;
 use super::{Row, StoreError, Tx};
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
+use crate::principal::Scope;
 
 /// Senders, recipients and attachments that a thread lists; a thread of 10,000 messages costs no more to
 /// update than one of ten.
@@ -170,13 +171,14 @@ pub async fn ids(tx: &mut Tx, inbox: InboxKey, keys: &[i64]) -> Result<HashMap<i
 /// A page of threads whose last message fell into `[since, until)`, by that time: of one inbox or of all.
 pub async fn page(
     tx: &mut Tx,
-    inbox: Option<InboxKey>,
+    within: Scope,
     start: &Place,
     ascending: bool,
     (since, until): (Millis, Millis),
     limit: i64,
 ) -> Result<Vec<Thread>, StoreError> {
-    let sql = match (inbox.is_some(), ascending) {
+    let one = matches!(within, Scope::Inbox(_));
+    let sql = match (one, ascending) {
         (true, false) => concat!(
             "SELECT ",
             columns!(),
@@ -193,19 +195,19 @@ pub async fn page(
             "SELECT ",
             columns!(),
             " FROM thread WHERE (last_at, pod_key, inbox_key, thread_key) < ($1, $4, $5, $6)
-                AND last_at >= $2 AND last_at < $3
+                AND last_at >= $2 AND last_at < $3 AND ($8 = 0 OR pod_key = $8)
               ORDER BY last_at DESC, pod_key DESC, inbox_key DESC, thread_key DESC LIMIT $7"
         ),
         (false, true) => concat!(
             "SELECT ",
             columns!(),
             " FROM thread WHERE (last_at, pod_key, inbox_key, thread_key) > ($1, $4, $5, $6)
-                AND last_at >= $2 AND last_at < $3 ORDER BY last_at, pod_key, inbox_key, thread_key LIMIT $7"
+                AND last_at >= $2 AND last_at < $3 AND ($8 = 0 OR pod_key = $8) ORDER BY last_at, pod_key, inbox_key, thread_key LIMIT $7"
         ),
     };
     let [pod, inbox_key, thread] = start.key;
-    let (pod, inbox_key) = inbox.map_or((pod, inbox_key), |i| (i.pod, i.inbox));
-    let args = [
+    let (pod, inbox_key) = if one { within.numbers() } else { (pod, inbox_key) };
+    let mut args = vec![
         start.at.into(),
         since.into(),
         until.into(),
@@ -214,6 +216,9 @@ pub async fn page(
         thread.into(),
         limit.into(),
     ];
+    if !one {
+        args.push(within.numbers().0.into());
+    }
     tx.rows(sql, &args).await?.iter().map(from_row).collect()
 }
 

@@ -4,6 +4,7 @@ use super::page::Place;
 use super::{Row, StoreError, Topic, Tx};
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
+use crate::principal::Scope;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ItemState {
@@ -230,43 +231,44 @@ pub(crate) async fn latest_of_thread(
 /// The next available item, of one inbox or of any, skipping what another claimer has locked.
 pub(crate) async fn next_available(
     tx: &mut Tx,
-    inbox: Option<InboxKey>,
+    within: Scope,
     worker: Option<&str>,
 ) -> Result<Option<WorkItem>, StoreError> {
     let mut args = vec![tx.now().into(), worker.into()];
-    let sql = match (inbox, tx.is_postgres()) {
-        (Some(_), false) => concat!(
+    let sql = match (within, tx.is_postgres()) {
+        (Scope::Inbox(_), false) => concat!(
             "SELECT ",
             columns!(),
             " FROM work_item WHERE state = 'available' AND available_at <= $1
                 AND (for_worker IS NULL OR for_worker = $2) AND pod_key = $3 AND inbox_key = $4
               ORDER BY priority DESC, available_at, item_key LIMIT 1"
         ),
-        (Some(_), true) => concat!(
+        (Scope::Inbox(_), true) => concat!(
             "SELECT ",
             columns!(),
             " FROM work_item WHERE state = 'available' AND available_at <= $1
                 AND (for_worker IS NULL OR for_worker = $2) AND pod_key = $3 AND inbox_key = $4
               ORDER BY priority DESC, available_at, item_key LIMIT 1 FOR UPDATE SKIP LOCKED"
         ),
-        (None, false) => concat!(
+        (Scope::Organization | Scope::Pod(_), false) => concat!(
             "SELECT ",
             columns!(),
             " FROM work_item WHERE state = 'available' AND available_at <= $1
-                AND (for_worker IS NULL OR for_worker = $2)
+                AND (for_worker IS NULL OR for_worker = $2) AND ($3 = 0 OR pod_key = $3)
               ORDER BY priority DESC, available_at, pod_key, inbox_key, item_key LIMIT 1"
         ),
-        (None, true) => concat!(
+        (Scope::Organization | Scope::Pod(_), true) => concat!(
             "SELECT ",
             columns!(),
             " FROM work_item WHERE state = 'available' AND available_at <= $1
-                AND (for_worker IS NULL OR for_worker = $2)
+                AND (for_worker IS NULL OR for_worker = $2) AND ($3 = 0 OR pod_key = $3)
               ORDER BY priority DESC, available_at, pod_key, inbox_key, item_key LIMIT 1 FOR UPDATE SKIP LOCKED"
         ),
     };
-    if let Some(inbox) = inbox {
-        args.push(inbox.pod.into());
-        args.push(inbox.inbox.into());
+    let (pod, inbox) = within.numbers();
+    args.push(pod.into());
+    if matches!(within, Scope::Inbox(_)) {
+        args.push(inbox.into());
     }
     tx.row(sql, &args).await?.as_ref().map(from_row).transpose()
 }
@@ -309,15 +311,15 @@ pub(crate) async fn held_for(
 /// A page of items, newest first, of one inbox or all; `state` is empty for every one.
 pub async fn page(
     tx: &mut Tx,
-    inbox: Option<InboxKey>,
+    within: Scope,
     state: &str,
     below: &Place,
     limit: i64,
 ) -> Result<Vec<WorkItem>, StoreError> {
     let [pod, inbox_key, item] = below.key;
-    let rows = match inbox {
+    let rows = match within {
         // Within an inbox, keys rise with time.
-        Some(inbox) => {
+        Scope::Inbox(inbox) => {
             let sql = concat!(
                 "SELECT ",
                 columns!(),
@@ -327,16 +329,24 @@ pub async fn page(
             let args = [state.into(), inbox.pod.into(), inbox.inbox.into(), item.into(), limit.into()];
             tx.rows(sql, &args).await?
         }
-        None => {
+        Scope::Pod(_) | Scope::Organization => {
             let sql = concat!(
                 "SELECT ",
                 columns!(),
                 " FROM work_item WHERE (created_at, pod_key, inbox_key, item_key) < ($2, $3, $4, $5)
-                    AND ($1 = '' OR state = $1)
+                    AND ($1 = '' OR state = $1) AND ($7 = 0 OR pod_key = $7)
                   ORDER BY created_at DESC, pod_key DESC, inbox_key DESC, item_key DESC LIMIT $6"
             );
             let at = below.at.into();
-            let args = [state.into(), at, pod.into(), inbox_key.into(), item.into(), limit.into()];
+            let args = [
+                state.into(),
+                at,
+                pod.into(),
+                inbox_key.into(),
+                item.into(),
+                limit.into(),
+                within.numbers().0.into(),
+            ];
             tx.rows(sql, &args).await?
         }
     };

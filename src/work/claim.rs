@@ -71,19 +71,20 @@ pub async fn claim(
     }
 }
 
-/// `None` stands for every inbox of the organization.
-fn reached(who: &Principal, request: &ClaimRequest) -> Vec<Option<InboxKey>> {
+/// Where work is looked for, one after the other.
+fn reached(who: &Principal, request: &ClaimRequest) -> Vec<Scope> {
     match (&request.inboxes, who.scope) {
-        (Some(asked), scope) => asked.iter().filter(|i| scope.reaches(**i)).map(|i| Some(*i)).collect(),
-        (None, Scope::Inbox(own)) => vec![Some(own)],
-        (None, Scope::Pod(_) | Scope::Organization) => vec![None],
+        (Some(asked), scope) => {
+            asked.iter().filter(|i| scope.reaches(**i)).map(|i| Scope::Inbox(*i)).collect()
+        }
+        (None, scope) => vec![scope],
     }
 }
 
 async fn claim_now(
     tx: &mut Tx,
     key_id: i64,
-    inboxes: &[Option<InboxKey>],
+    inboxes: &[Scope],
     request: &ClaimRequest,
 ) -> Result<Vec<Claimed>, StoreError> {
     let mut claimed = Vec::new();

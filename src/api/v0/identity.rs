@@ -14,12 +14,11 @@ use crate::api::auth::Caller;
 use crate::api::error::{Answer, ErrorShape, Problem};
 use crate::api::query::Query;
 use crate::floor::Floor;
+use crate::ids::pod_id;
 use crate::principal::Scope;
 
 /// There is one organization on a server: its operator's.
 pub(crate) const ORGANIZATION_ID: &str = "org_default";
-/// And, until others can be made, one pod.
-pub(crate) const POD_ID: &str = "pod_default";
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(me))
@@ -33,7 +32,7 @@ pub(crate) struct Identity {
     scope_id: String,
     organization_id: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pod_id: Option<&'static str>,
+    pod_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     inbox_id: Option<String>,
     api_key_id: String,
@@ -48,10 +47,10 @@ async fn me(State(floor): State<Arc<Floor>>, caller: Caller, query: Query) -> An
     query.finish()?;
     let (scope_type, scope_id, pod_id, inbox_id) = match caller.0.scope {
         Scope::Organization => ("organization", ORGANIZATION_ID.to_owned(), None, None),
-        Scope::Pod(_) => ("pod", POD_ID.to_owned(), Some(POD_ID), None),
+        Scope::Pod(pod) => ("pod", pod_id(pod), Some(pod_id(pod)), None),
         Scope::Inbox(key) => {
             let inbox = caller.inbox_by_key(&floor, key).await?.ok_or_else(|| Problem::not_found("Inbox"))?;
-            ("inbox", inbox.address.clone(), Some(POD_ID), Some(inbox.address))
+            ("inbox", inbox.address.clone(), Some(pod_id(key.pod)), Some(inbox.address))
         }
     };
     let organization_id = ORGANIZATION_ID;

@@ -12,7 +12,6 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::identity::POD_ID;
 use crate::address::normalize_domain;
 use crate::api::App;
 use crate::api::auth::Caller;
@@ -23,11 +22,11 @@ use crate::api::path::RawPath;
 use crate::api::query::Query;
 use crate::clock::rfc3339;
 use crate::floor::Floor;
-use crate::ids::random_bytes;
-use crate::principal::Principal;
-use crate::store::inbox::{self, DEFAULT_POD, Inbox, InboxStatus, NewInbox};
+use crate::ids::{pod_id, random_bytes};
+use crate::principal::{Principal, Scope};
+use crate::store::inbox::{self, Inbox, InboxStatus, NewInbox};
 use crate::store::page::Place;
-use crate::store::{StoreError, Tx, audit, key};
+use crate::store::{StoreError, Tx, audit, domain, key, pod};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get, update, delete))
@@ -61,7 +60,7 @@ type Metadata = BTreeMap<String, Value>;
 #[derive(Serialize, ToSchema)]
 #[schema(as = Inbox)]
 pub(crate) struct InboxView {
-    pod_id: &'static str,
+    pod_id: String,
     /// The address.
     inbox_id: String,
     email: String,
@@ -81,7 +80,7 @@ pub(crate) struct InboxView {
 impl From<Inbox> for InboxView {
     fn from(inbox: Inbox) -> InboxView {
         InboxView {
-            pod_id: POD_ID,
+            pod_id: pod_id(inbox.key.pod),
             inbox_id: inbox.address.clone(),
             email: inbox.address,
             display_name: inbox.display_name,
@@ -146,6 +145,15 @@ pub(crate) struct ListInboxesResponse {
 async fn list(
     State(floor): State<Arc<Floor>>,
     caller: Caller,
+    query: Query,
+) -> Answer<Json<ListInboxesResponse>> {
+    list_of(&floor, &caller, query).await
+}
+
+/// The inboxes that a caller sees.
+pub(super) async fn list_of(
+    floor: &Floor,
+    caller: &Caller,
     mut query: Query,
 ) -> Answer<Json<ListInboxesResponse>> {
     caller.require("inbox_read")?;
@@ -154,16 +162,20 @@ async fn list(
     let limit = page.limit;
     let own = caller.own_inbox();
     let mut inboxes: Vec<Inbox> = match own {
-        Some(own) if page.after.is_none() => caller.inbox_by_key(&floor, own).await?.into_iter().collect(),
+        Some(own) if page.after.is_none() => caller.inbox_by_key(floor, own).await?.into_iter().collect(),
         Some(_) => Vec::new(),
         None => {
             let asked = page.clone();
+            let pod = match caller.0.scope {
+                Scope::Pod(pod) => Some(pod),
+                _ => None,
+            };
             let found = floor.store.read(move |tx| {
                 Box::pin(async move {
                     let [_, _, start] = asked.start().key;
                     match asked.ascending {
-                        true => inbox::page_ascending(tx, DEFAULT_POD, start, asked.fetch()).await,
-                        false => inbox::page(tx, DEFAULT_POD, start, asked.fetch()).await,
+                        true => inbox::page_ascending(tx, pod, start, asked.fetch()).await,
+                        false => inbox::page(tx, pod, start, asked.fetch()).await,
                     }
                 })
             });
@@ -185,6 +197,15 @@ async fn create(
     caller: Caller,
     JsonBody(request): JsonBody<CreateInboxRequest>,
 ) -> Answer<Json<InboxView>> {
+    create_in(&floor, &caller, request).await
+}
+
+/// Makes an inbox in the caller's pod.
+pub(super) async fn create_in(
+    floor: &Floor,
+    caller: &Caller,
+    request: CreateInboxRequest,
+) -> Answer<Json<InboxView>> {
     caller.require("inbox_create")?;
     if caller.own_inbox().is_some() {
         return Err(Problem::forbidden(
@@ -193,15 +214,15 @@ async fn create(
         )
         .fix("Use an organization's key."));
     }
-    let wanted = Wanted::check(&floor, request)?;
+    let wanted = Wanted::check(floor, caller.own_pod(), request)?;
     let named = wanted.username.is_some();
     for _ in 0..DRAWS {
         let new = wanted.inbox();
-        match make(&floor, &caller.0, new).await {
+        match make(floor, &caller.0, new, wanted.added_domain.clone()).await {
             Ok(inbox) => return Ok(Json(inbox.into())),
             // Somebody else was first, with this name or this client_id: a repeat is told the inbox.
-            Err(error) if error.is_conflict() => {
-                if let Some(inbox) = wanted.made_before(&floor).await? {
+            Err(Refused::Store(error)) if error.is_conflict() => {
+                if let Some(inbox) = wanted.made_before(floor).await? {
                     return Ok(Json(inbox.into()));
                 }
                 if named {
@@ -213,23 +234,51 @@ async fn create(
                     .fix("Choose another `username`, or give the `client_id` that it was made with."));
                 }
             }
-            Err(error) => return Err(error.into()),
+            Err(Refused::Store(error)) => return Err(error.into()),
+            Err(Refused::Gone(what)) => return Err(Problem::not_found(what)),
         }
     }
     Err(crate::api::error::internal(&"no random inbox name was free"))
 }
 
-async fn make(floor: &Floor, who: &Principal, new: NewInbox) -> Result<Inbox, StoreError> {
+/// Why an inbox was not made.
+enum Refused {
+    Store(StoreError),
+    /// The pod was deleted, or the domain removed, since the request was checked.
+    Gone(&'static str),
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Refused {
+        Refused::Store(error)
+    }
+}
+
+async fn make(
+    floor: &Floor,
+    who: &Principal,
+    new: NewInbox,
+    added_domain: Option<String>,
+) -> Result<Inbox, Refused> {
     let actor = who.actor();
     floor
         .store
         .write(move |tx| {
-            let (new, actor) = (new.clone(), actor.clone());
+            let (new, actor, added_domain) = (new.clone(), actor.clone(), added_domain.clone());
             Box::pin(async move {
                 if let Some(client_id) = &new.client_id
                     && let Some(inbox) = inbox::by_client_id(tx, new.pod, client_id).await?
                 {
                     return Ok(inbox);
+                }
+                // Neither goes away before this inbox is in it.
+                if pod::lock(tx, new.pod, false).await?.is_none() {
+                    return Err(Refused::Gone("Pod"));
+                }
+                if let Some(name) = added_domain
+                    && !domain::hold_usable(tx, &name).await?
+                {
+                    return Err(Refused::Gone("Domain"));
                 }
                 let inbox = inbox::create(tx, &new).await?;
                 note(tx, &actor, "inbox.created", &inbox).await?;
@@ -249,6 +298,9 @@ async fn note(tx: &mut Tx, actor: &str, action: &str, inbox: &Inbox) -> Result<(
 
 /// A request whose every field was checked.
 struct Wanted {
+    pod: i64,
+    /// The domain that was added and verified, where it is one of those.
+    added_domain: Option<String>,
     username: Option<String>,
     domain: String,
     display_name: Option<String>,
@@ -258,7 +310,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn check(floor: &Floor, request: CreateInboxRequest) -> Answer<Wanted> {
+    fn check(floor: &Floor, pod: i64, request: CreateInboxRequest) -> Answer<Wanted> {
         let mut errors = Vec::new();
         let mut wrong = |field: &str, message: &str| errors.push(FieldError::new(&[field], message));
         let username = request.username.map(|name| name.to_lowercase());
@@ -270,19 +322,21 @@ impl Wanted {
         let default = floor.config.domains.first().cloned().unwrap_or_default();
         let domain = match request.domain.as_deref().map(normalize_domain) {
             None => default,
-            Some(Ok(domain)) if floor.is_ours(&domain) => domain,
+            Some(Ok(domain)) if floor.domains.find(&domain).is_some_and(|ours| ours.serves(pod)) => domain,
             Some(Ok(domain)) => {
                 return Err(Problem::forbidden(
                     "domain_not_verified",
-                    format!("{domain} is not a domain of this server."),
+                    format!("{domain} is not a verified domain that inboxes of this pod may use."),
                 )
-                .fix("Add it to `domains` in the server's configuration."));
+                .fix("Add it with POST /v0/domains and set its records; GET /v0/domains/{domain_id} says what is missing."));
             }
             Some(Err(_)) => {
                 wrong("domain", "is not a host name");
                 default
             }
         };
+        let added_domain =
+            floor.domains.find(&domain).filter(|ours| !ours.configured).map(|ours| ours.name.clone());
         if let Some(client_id) = &request.client_id
             && !is_client_id(client_id)
         {
@@ -303,6 +357,8 @@ impl Wanted {
         let metadata = (!metadata.is_empty()).then(|| serde_json::to_string(&metadata).unwrap_or_default());
         match status {
             Some(status) if errors.is_empty() => Ok(Wanted {
+                pod,
+                added_domain,
                 username,
                 domain,
                 display_name: display_name.filter(|name| !name.is_empty()),
@@ -317,7 +373,7 @@ impl Wanted {
     fn inbox(&self) -> NewInbox {
         let username = self.username.clone().unwrap_or_else(draw_name);
         NewInbox {
-            pod: DEFAULT_POD,
+            pod: self.pod,
             address: format!("{username}@{}", self.domain),
             domain: self.domain.clone(),
             display_name: self.display_name.clone(),
@@ -330,9 +386,10 @@ impl Wanted {
 
     async fn made_before(&self, floor: &Floor) -> Answer<Option<Inbox>> {
         let Some(client_id) = self.client_id.clone() else { return Ok(None) };
+        let pod = self.pod;
         let found = floor
             .store
-            .read(move |tx| Box::pin(async move { inbox::by_client_id(tx, DEFAULT_POD, &client_id).await }));
+            .read(move |tx| Box::pin(async move { inbox::by_client_id(tx, pod, &client_id).await }));
         found.await.map_err(|e: StoreError| e.into())
     }
 }
@@ -426,8 +483,17 @@ async fn update(
     path: RawPath,
     JsonBody(request): JsonBody<UpdateInboxRequest>,
 ) -> Answer<Json<InboxView>> {
+    update_one(&floor, &caller, &path.segment(2)?, request).await
+}
+
+pub(super) async fn update_one(
+    floor: &Floor,
+    caller: &Caller,
+    inbox_id: &str,
+    request: UpdateInboxRequest,
+) -> Answer<Json<InboxView>> {
     caller.require("inbox_update")?;
-    let inbox = caller.inbox(&floor, &path.segment(2)?).await?;
+    let inbox = caller.inbox(floor, inbox_id).await?;
     let key = inbox.key;
     let status = match request.status.as_deref().map(InboxStatus::parse) {
         Some(None) => return Err(Problem::field(&["status"], "takes active or paused")),
@@ -509,8 +575,12 @@ fn change(inbox: &mut Inbox, request: &UpdateInboxRequest, status: Option<InboxS
     responses((status = 204), (status = 403, body = ErrorShape), (status = 404, body = ErrorShape))
 )]
 async fn delete(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<StatusCode> {
+    delete_one(&floor, &caller, &path.segment(2)?).await
+}
+
+pub(super) async fn delete_one(floor: &Floor, caller: &Caller, inbox_id: &str) -> Answer<StatusCode> {
     caller.require("inbox_delete")?;
-    let inbox = caller.inbox(&floor, &path.segment(2)?).await?;
+    let inbox = caller.inbox(floor, inbox_id).await?;
     if inbox.operator {
         return Err(Problem::forbidden("cannot_delete", "The operator's inbox cannot be deleted.")
             .fix("Mail to the operator has to arrive somewhere (RFC 5321 §4.5.1)."));

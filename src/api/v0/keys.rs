@@ -12,7 +12,6 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::identity::POD_ID;
 use super::inboxes::given;
 use crate::api::App;
 use crate::api::auth::Caller;
@@ -23,7 +22,7 @@ use crate::api::path::RawPath;
 use crate::api::query::Query;
 use crate::clock::{parse_rfc3339, rfc3339};
 use crate::floor::Floor;
-use crate::ids::InboxKey;
+use crate::ids::{InboxKey, pod_id};
 use crate::principal::{Permissions, Principal, Scope};
 use crate::store::key::{self, ApiKey, NewKey};
 use crate::store::page::Place;
@@ -112,7 +111,7 @@ pub(crate) struct KeyView {
     prefix: String,
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pod_id: Option<&'static str>,
+    pod_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     inbox_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -165,8 +164,7 @@ async fn list(
     caller: Caller,
     query: Query,
 ) -> Answer<Json<ListApiKeysResponse>> {
-    let inbox = caller.own_inbox();
-    page_of(&floor, &caller, inbox, query).await
+    page_of(&floor, &caller, caller.0.scope, query).await
 }
 
 /// The keys of an inbox.
@@ -181,13 +179,13 @@ async fn list_of_inbox(
     query: Query,
 ) -> Answer<Json<ListApiKeysResponse>> {
     let inbox = caller.inbox(&floor, &path.segment(2)?).await?;
-    page_of(&floor, &caller, Some(inbox.key), query).await
+    page_of(&floor, &caller, Scope::Inbox(inbox.key), query).await
 }
 
-async fn page_of(
+pub(super) async fn page_of(
     floor: &Floor,
     caller: &Caller,
-    inbox: Option<InboxKey>,
+    within: Scope,
     mut query: Query,
 ) -> Answer<Json<ListApiKeysResponse>> {
     caller.require("api_key_read")?;
@@ -205,7 +203,7 @@ async fn page_of(
     }
     let found = floor.store.read(move |tx| {
         Box::pin(async move {
-            let mut keys = key::page(tx, inbox, &page).await?;
+            let mut keys = key::page(tx, within, &page).await?;
             let next = paging::cut(&page, Listing::Keys, &mut keys, |k| Place::new(0, k.key_id));
             Ok::<_, StoreError>((views(tx, keys).await?, next))
         })
@@ -233,7 +231,10 @@ fn view(key: ApiKey, address: impl Fn(InboxKey) -> Option<String>) -> KeyView {
         api_key_id: key.api_key_id,
         prefix: key.prefix,
         name: key.name,
-        pod_id: (key.scope != Scope::Organization).then_some(POD_ID),
+        pod_id: match key.scope {
+            Scope::Organization => None,
+            Scope::Pod(pod) | Scope::Inbox(InboxKey { pod, .. }) => Some(pod_id(pod)),
+        },
         inbox_id: inbox_of(key.scope).and_then(address),
         used_at: key.used_at.map(rfc3339),
         permissions: key.permissions.0.map(|flags| flags.into_iter().map(|flag| (flag, true)).collect()),
@@ -255,8 +256,8 @@ async fn create(
     JsonBody(request): JsonBody<CreateApiKeyRequest>,
 ) -> Answer<Json<KeyView>> {
     if caller.0.scope != Scope::Organization {
-        return Err(escalation("An inbox's key cannot make a key of the organization.")
-            .fix("POST /v0/inboxes/{inbox_id}/api-keys makes one of the inbox."));
+        return Err(escalation("Only an organization's key makes a key of the organization.")
+            .fix("POST /v0/inboxes/{inbox_id}/api-keys makes one of the inbox, POST /v0/pods/{pod_id}/api-keys one of the pod."));
     }
     make(&floor, &caller, Scope::Organization, None, request).await
 }
@@ -277,7 +278,7 @@ async fn create_of_inbox(
     make(&floor, &caller, Scope::Inbox(inbox.key), Some(inbox.address), request).await
 }
 
-async fn make(
+pub(super) async fn make(
     floor: &Floor,
     caller: &Caller,
     scope: Scope,
@@ -418,7 +419,12 @@ async fn get_of_inbox(
     read(&floor, caller, Some(inbox), path.segment(4)?).await
 }
 
-async fn read(floor: &Floor, caller: Caller, inbox: Option<InboxKey>, id: String) -> Answer<Json<KeyView>> {
+pub(super) async fn read(
+    floor: &Floor,
+    caller: Caller,
+    inbox: Option<InboxKey>,
+    id: String,
+) -> Answer<Json<KeyView>> {
     caller.require("api_key_read")?;
     let found = floor.store.read(move |tx| {
         Box::pin(async move {
@@ -460,7 +466,7 @@ async fn update_of_inbox(
     change(&floor, caller, Some(inbox), path.segment(4)?, request).await
 }
 
-async fn change(
+pub(super) async fn change(
     floor: &Floor,
     caller: Caller,
     inbox: Option<InboxKey>,
@@ -520,7 +526,12 @@ async fn delete_of_inbox(
     remove(&floor, caller, Some(inbox), path.segment(4)?).await
 }
 
-async fn remove(floor: &Floor, caller: Caller, inbox: Option<InboxKey>, id: String) -> Answer<StatusCode> {
+pub(super) async fn remove(
+    floor: &Floor,
+    caller: Caller,
+    inbox: Option<InboxKey>,
+    id: String,
+) -> Answer<StatusCode> {
     caller.require("api_key_delete")?;
     let asked = Arc::new((caller.0, id));
     let removed = floor.store.write(move |tx| {

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::identity::{ORGANIZATION_ID, POD_ID};
+use super::identity::ORGANIZATION_ID;
 use crate::address::{Address, normalize_domain};
 use crate::api::App;
 use crate::api::auth::Caller;
@@ -23,10 +23,9 @@ use crate::api::path::{self, RawPath};
 use crate::api::query::Query;
 use crate::clock::rfc3339;
 use crate::floor::Floor;
-use crate::ids::InboxKey;
+use crate::ids::{InboxKey, pod_id};
 use crate::principal::Scope;
 use crate::store::event::{self, NewEvent};
-use crate::store::inbox::DEFAULT_POD;
 use crate::store::list::{self, ListDirection, ListEntry, ListType};
 use crate::store::page::Place;
 use crate::store::{StoreError, Tx, audit};
@@ -60,7 +59,7 @@ pub(crate) struct EntryView {
     entry_type: &'static str,
     created_at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pod_id: Option<&'static str>,
+    pod_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     inbox_id: Option<String>,
 }
@@ -109,7 +108,7 @@ impl Named {
             list_type: self.list_type.text(),
             entry_type: if entry.is_domain { "domain" } else { "email" },
             created_at: rfc3339(entry.created_at),
-            pod_id: (self.scope != list::ORGANIZATION).then_some(POD_ID),
+            pod_id: (self.scope != list::ORGANIZATION).then(|| pod_id(self.scope.pod)),
             inbox_id: self.inbox_id.clone(),
         }
     }
@@ -123,16 +122,9 @@ async fn of_organization(caller: &Caller, path: &RawPath) -> Answer<Named> {
     Named::parse(path, 2, list::ORGANIZATION, None)
 }
 
-async fn of_pod(caller: &Caller, path: &RawPath) -> Answer<Named> {
-    let reached = match caller.0.scope {
-        Scope::Organization => true,
-        Scope::Pod(pod) => pod == DEFAULT_POD,
-        Scope::Inbox(_) => false,
-    };
-    if !reached || path.segment(2)? != POD_ID {
-        return Err(Problem::not_found("Pod"));
-    }
-    Named::parse(path, 4, list::pod(DEFAULT_POD), None)
+async fn of_pod(floor: &Floor, caller: &Caller, path: &RawPath) -> Answer<Named> {
+    let pod = caller.pod(floor, &path.segment(2)?).await?;
+    Named::parse(path, 4, list::pod(pod.pod_key), None)
 }
 
 async fn of_inbox(floor: &Floor, caller: &Caller, path: &RawPath) -> Answer<Named> {
@@ -182,7 +174,7 @@ async fn list_of_pod(
     path: RawPath,
     query: Query,
 ) -> Answer<Json<ListEntriesResponse>> {
-    let named = of_pod(&caller, &path).await?;
+    let named = of_pod(&floor, &caller, &path).await?;
     page_of(&floor, &caller, named, query).await
 }
 
@@ -257,7 +249,7 @@ async fn create_of_pod(
     path: RawPath,
     JsonBody(request): JsonBody<CreateListEntryRequest>,
 ) -> Answer<Json<EntryView>> {
-    let named = of_pod(&caller, &path).await?;
+    let named = of_pod(&floor, &caller, &path).await?;
     add(&floor, &caller, named, request).await
 }
 
@@ -364,7 +356,7 @@ async fn get_of_pod(
     query: Query,
 ) -> Answer<Json<EntryView>> {
     query.finish()?;
-    let named = of_pod(&caller, &path).await?;
+    let named = of_pod(&floor, &caller, &path).await?;
     read(&floor, &caller, named, entry_of(&path, 6)?).await
 }
 
@@ -414,7 +406,7 @@ async fn delete(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) 
     responses((status = 204), (status = 404, body = ErrorShape))
 )]
 async fn delete_of_pod(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<StatusCode> {
-    let named = of_pod(&caller, &path).await?;
+    let named = of_pod(&floor, &caller, &path).await?;
     remove(&floor, &caller, named, entry_of(&path, 6)?).await
 }
 

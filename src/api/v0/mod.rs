@@ -2,6 +2,7 @@
 //! are ours stand beside them.
 
 mod attachments;
+pub(super) mod domains;
 pub(super) mod filter;
 mod identity;
 pub(super) mod inboxes;
@@ -9,6 +10,7 @@ mod keys;
 mod lists;
 pub(super) mod load;
 mod messages;
+mod pods;
 mod send;
 mod threads;
 pub(super) mod view;
@@ -26,4 +28,6 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .merge(threads::routes())
         .merge(keys::routes())
         .merge(lists::routes())
+        .merge(pods::routes())
+        .merge(domains::routes())
 }

@@ -21,6 +21,7 @@ use crate::api::path::RawPath;
 use crate::api::query::Query;
 use crate::floor::Floor;
 use crate::ids::{InboxKey, Prefix, RowId};
+use crate::principal::Scope;
 use crate::store::message::{self, Message};
 use crate::store::page::{Page, Place};
 use crate::store::thread::{self, Thread};
@@ -67,7 +68,7 @@ pub(crate) struct WholeThread {
 #[derive(utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 #[allow(dead_code)] // read through `Query`
-struct ThreadParams {
+pub(super) struct ThreadParams {
     limit: Option<i64>,
     page_token: Option<String>,
     /// Oldest first.
@@ -98,8 +99,7 @@ async fn list(
     caller: Caller,
     query: Query,
 ) -> Answer<Json<ListThreadsResponse>> {
-    let inbox = caller.own_inbox();
-    page_of(&floor, &caller, inbox, query).await
+    page_of(&floor, &caller, caller.0.scope, query).await
 }
 
 /// The threads of an inbox, newest first.
@@ -114,13 +114,13 @@ async fn list_of_inbox(
     query: Query,
 ) -> Answer<Json<ListThreadsResponse>> {
     let inbox = caller.inbox(&floor, &path.segment(2)?).await?;
-    page_of(&floor, &caller, Some(inbox.key), query).await
+    page_of(&floor, &caller, Scope::Inbox(inbox.key), query).await
 }
 
-async fn page_of(
+pub(super) async fn page_of(
     floor: &Floor,
     caller: &Caller,
-    inbox: Option<InboxKey>,
+    within: Scope,
     mut query: Query,
 ) -> Answer<Json<ListThreadsResponse>> {
     caller.require("message_read")?;
@@ -131,7 +131,7 @@ async fn page_of(
     let limit = page.limit;
     let found = floor.store.read(move |tx| {
         Box::pin(async move {
-            let (threads, next) = scan(tx, inbox, &page, &filter).await?;
+            let (threads, next) = scan(tx, within, &page, &filter).await?;
             Ok::<_, StoreError>((load::threads(tx, threads).await?, next))
         })
     });
@@ -143,7 +143,7 @@ async fn page_of(
 /// A page of what the filter takes, and the place after which the next one begins.
 async fn scan(
     tx: &mut Tx,
-    inbox: Option<InboxKey>,
+    within: Scope,
     page: &Page,
     filter: &Filter,
 ) -> Result<(Vec<Thread>, Option<Place>), StoreError> {
@@ -151,7 +151,7 @@ async fn scan(
     let mut start = page.start();
     loop {
         let chunk = if scanned == 0 { page.fetch() } else { CHUNK };
-        let rows = thread::page(tx, inbox, &start, page.ascending, filter.range(), chunk).await?;
+        let rows = thread::page(tx, within, &start, page.ascending, filter.range(), chunk).await?;
         let last = (rows.len() as i64) < chunk;
         scanned += rows.len();
         for row in rows {
@@ -227,7 +227,7 @@ async fn find(
     Ok((inbox.address, found.filter(seen).ok_or_else(none)?))
 }
 
-async fn whole(
+pub(super) async fn whole(
     floor: &Arc<Floor>,
     caller: &Caller,
     inbox: Option<InboxKey>,

@@ -20,11 +20,12 @@ use crate::api::auth::Caller;
 use crate::api::error::{Answer, ErrorShape, Problem};
 use crate::api::paging;
 use crate::api::query::Query;
-use crate::api::v0::{filter, load};
+use crate::api::v0::{domains, filter, load};
 use crate::clock::rfc3339;
+use crate::config::Config;
 use crate::events::{self, EventFilter, EventPage, EventsError, Logged};
 use crate::ids::{Prefix, RowId};
-use crate::principal::Permissions;
+use crate::principal::{Permissions, Scope};
 use crate::store::{StoreError, Tx};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -74,18 +75,18 @@ async fn list(State(app): State<App>, caller: Caller, mut query: Query) -> Answe
     let Ok(after) = after.map_or(Ok(None), |after| after.map(Some).ok_or(())) else {
         return Err(Problem::field(&["query", "after"], "is no cursor of this log"));
     };
-    let inbox = match inbox_id {
-        Some(id) => Some(caller.inbox(&app.floor, &id).await?.key),
-        None => caller.own_inbox(),
+    let within = match inbox_id {
+        Some(id) => Scope::Inbox(caller.inbox(&app.floor, &id).await?.key),
+        None => caller.0.scope,
     };
-    let page = page(&app, EventFilter { inbox, types }, after, limit, wait).await?;
+    let page = page(&app, EventFilter { within, types }, after, limit, wait).await?;
     let next_cursor = page.next_cursor.to_string();
-    let permissions = caller.0.permissions;
+    let (permissions, config) = (caller.0.permissions, app.floor.config.clone());
     let shown = app.floor.store.read(move |tx| {
         Box::pin(async move {
             let mut shown = Vec::with_capacity(page.events.len());
             for logged in page.events {
-                shown.extend(show(tx, logged, &permissions).await?);
+                shown.extend(show(tx, &config, logged, &permissions).await?);
             }
             Ok::<_, StoreError>(shown)
         })
@@ -121,6 +122,7 @@ async fn page(
 /// The event as a reader sees it; `None` where its key may not.
 async fn show(
     tx: &mut Tx,
+    config: &Config,
     logged: Logged,
     permissions: &Permissions,
 ) -> Result<Option<Map<String, Value>>, StoreError> {
@@ -132,7 +134,9 @@ async fn show(
     let inbox_id = inbox_id.unwrap_or_default();
     let timestamp = rfc3339(event.created_at);
     let mut about = Map::new();
-    about.insert("inbox_id".into(), json!(inbox_id));
+    if event.inbox.inbox != 0 {
+        about.insert("inbox_id".into(), json!(inbox_id));
+    }
     if let Some(thread) = &thread {
         about.insert("thread_id".into(), json!(thread.id()));
     }
@@ -146,7 +150,9 @@ async fn show(
     shown.insert("event_type".into(), json!(kind));
     shown.insert("event_id".into(), json!(event.id()));
     shown.insert("cursor".into(), json!(event.cursor.to_string()));
-    shown.insert("inbox_id".into(), json!(inbox_id));
+    if event.inbox.inbox != 0 {
+        shown.insert("inbox_id".into(), json!(inbox_id));
+    }
     shown.insert("created_at".into(), json!(timestamp));
     if kind.starts_with("message.received") {
         if let Some(message) = message {
@@ -156,6 +162,13 @@ async fn show(
             shown.insert("thread".into(), value(load::threads(tx, vec![thread]).await?.pop())?);
         }
         return Ok(Some(shown));
+    }
+    if let Some(name) = data.get("domain_id").and_then(Value::as_str).filter(|_| kind == "domain.verified") {
+        // AgentMail's event has the domain as it is shown.
+        if let Some(domain) = domains::shown(tx, config, name).await? {
+            shown.insert("domain".into(), domain);
+            return Ok(Some(shown));
+        }
     }
     if kind.starts_with("work_item.") {
         about.extend(data);

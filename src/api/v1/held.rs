@@ -21,6 +21,7 @@ use crate::api::v0::view::MessageView;
 use crate::floor::Floor;
 use crate::ids::{InboxKey, Prefix, RowId};
 use crate::inbox::{self, Decision};
+use crate::principal::Scope;
 use crate::store::message::{self, Message};
 use crate::store::{StoreError, Tx, held};
 
@@ -63,14 +64,14 @@ async fn list(
     let page = Listing::Held.page_one_way(&mut query)?;
     let inbox_id = query.text("inbox_id");
     query.finish()?;
-    let inbox = match inbox_id {
-        Some(id) => Some(caller.inbox(&floor, &id).await?.key),
-        None => None,
+    let within = match inbox_id {
+        Some(id) => Scope::Inbox(caller.inbox(&floor, &id).await?.key),
+        None => caller.0.scope,
     };
     let limit = page.limit;
     let found = floor.store.read(move |tx| {
         Box::pin(async move {
-            let mut found = held::page(tx, inbox, &page.start(), page.fetch()).await?;
+            let mut found = held::page(tx, within, &page.start(), page.fetch()).await?;
             let next = paging::cut(&page, Listing::Held, &mut found, held::place);
             let mut views = Vec::with_capacity(found.len());
             for message in found {

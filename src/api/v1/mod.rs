@@ -3,6 +3,7 @@
 
 mod claim;
 mod dev;
+mod domains;
 mod events;
 mod held;
 mod limits;
@@ -28,4 +29,5 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .merge(suppressions::routes())
         .merge(reports::routes())
         .merge(dev::routes())
+        .merge(domains::routes())
 }

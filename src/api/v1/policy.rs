@@ -135,11 +135,13 @@ async fn of_organization(
 
 /// Domains belong to the organization.
 fn own_domain(floor: &Floor, caller: &Caller, path: &RawPath) -> Answer<String> {
-    let domain = normalize_domain(&path.segment(2)?).ok().filter(|domain| floor.is_ours(domain));
-    let domain = domain.ok_or_else(|| Problem::not_found("Domain"))?;
+    let domain = normalize_domain(&path.segment(2)?).ok();
+    let ours = domain.and_then(|domain| Some((floor.domains.find(&domain)?, domain)));
+    let (ours, domain) = ours.ok_or_else(|| Problem::not_found("Domain"))?;
     caller.require_admin("A domain's policy can be seen by organization keys, and")?;
     match caller.0.scope {
         Scope::Organization => Ok(domain),
+        Scope::Pod(pod) if ours.pod == Some(pod) => Ok(domain),
         _ => Err(Problem::not_found("Domain")),
     }
 }

@@ -80,7 +80,7 @@ async fn list(
     caller: Caller,
     mut query: Query,
 ) -> Answer<Json<ListReportsResponse>> {
-    caller.require_admin("Reports can be seen and")?;
+    caller.require_organization("Reports can be seen and")?;
     caller.require("message_read")?;
     let page = Listing::Reports.page_one_way(&mut query)?;
     let kind = query.word("kind", &[("dmarc", ReportKind::Dmarc), ("tls", ReportKind::Tls)]);
@@ -104,7 +104,7 @@ async fn list(
     responses((status = 200, body = ReportView), (status = 403, body = ErrorShape), (status = 404, body = ErrorShape))
 )]
 async fn get(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<Json<ReportView>> {
-    caller.require_admin("Reports can be seen and")?;
+    caller.require_organization("Reports can be seen and")?;
     caller.require("message_read")?;
     let none = || Problem::not_found("Report");
     let id = RowId::parse(Prefix::Report, &path.tail(2)).ok_or_else(none)?;

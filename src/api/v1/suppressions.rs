@@ -19,7 +19,6 @@ use crate::api::path::{self, RawPath};
 use crate::api::query::Query;
 use crate::clock::rfc3339;
 use crate::floor::Floor;
-use crate::store::inbox::DEFAULT_POD;
 use crate::store::page::Place;
 use crate::store::suppression::{self, Suppression};
 use crate::store::{StoreError, audit};
@@ -66,9 +65,9 @@ async fn list(
     caller.require("list_entry_read")?;
     let page = Listing::Suppressions.page_one_way(&mut query)?;
     query.finish()?;
-    let asked = page.clone();
+    let (asked, pod) = (page.clone(), caller.own_pod());
     let found = floor.store.read(move |tx| {
-        Box::pin(async move { suppression::page(tx, DEFAULT_POD, &asked.start().text, asked.fetch()).await })
+        Box::pin(async move { suppression::page(tx, pod, &asked.start().text, asked.fetch()).await })
     });
     let mut found: Vec<Suppression> = found.await.map_err(|e: StoreError| Problem::from(e))?;
     let place = |s: &Suppression| Place::named(s.address.clone());
@@ -97,11 +96,11 @@ async fn delete(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) 
     caller.require("list_entry_delete")?;
     let none = || Problem::not_found("Suppression");
     let address = path::decode(&path.tail(2)).and_then(|a| a.parse::<Address>().ok()).ok_or_else(none)?.key();
-    let actor = caller.0.actor();
+    let (actor, pod) = (caller.0.actor(), caller.own_pod());
     let removed = floor.store.write(move |tx| {
         let (address, actor) = (address.clone(), actor.clone());
         Box::pin(async move {
-            let removed = suppression::remove(tx, DEFAULT_POD, &address).await?;
+            let removed = suppression::remove(tx, pod, &address).await?;
             if removed {
                 let (actor, object) = (actor.as_str(), address.as_str());
                 let action = "suppression.deleted";

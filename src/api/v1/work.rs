@@ -24,6 +24,7 @@ use crate::clock::{parse_rfc3339, rfc3339};
 use crate::config::limits;
 use crate::floor::Floor;
 use crate::ids::{Prefix, RowId};
+use crate::principal::Scope;
 use crate::store::thread::Thread;
 use crate::store::work_item::{self, ItemState, WorkItem};
 use crate::store::{StoreError, Tx, thread};
@@ -173,14 +174,14 @@ async fn list(
     let state = query.word("state", &states).map_or("", ItemState::text);
     let inbox_id = query.text("inbox_id");
     query.finish()?;
-    let inbox = match inbox_id {
-        Some(id) => Some(caller.inbox(&floor, &id).await?.key),
-        None => caller.own_inbox(),
+    let within = match inbox_id {
+        Some(id) => Scope::Inbox(caller.inbox(&floor, &id).await?.key),
+        None => caller.0.scope,
     };
     let limit = page.limit;
     let found = floor.store.read(move |tx| {
         Box::pin(async move {
-            let mut items = work_item::page(tx, inbox, state, &page.start(), page.fetch()).await?;
+            let mut items = work_item::page(tx, within, state, &page.start(), page.fetch()).await?;
             let next = paging::cut(&page, Listing::WorkItems, &mut items, work_item::place);
             Ok::<_, StoreError>((views(tx, items).await?, next))
         })
