@@ -245,7 +245,7 @@ async fn what_is_not_built_is_not_found_and_never_tried_again() {
     client.inbox("ada").await;
     for (method, path) in [
         ("GET", "/"),
-        ("GET", "/v0/pods"),
+        ("GET", "/v0/webhooks"),
         ("POST", "/v0/agent/sign-up"),
         ("POST", "/v0/inboxes/ada@agents.example/drafts"),
         ("POST", "/v0/inboxes/ada@agents.example/messages/%3Ca@b%3E/forward"),

@@ -110,7 +110,9 @@ async fn show(remote: &Remote, domain: &str) -> anyhow::Result<ExitCode> {
             )
         }));
         lines.extend(
-            items(answer, "removable").iter().map(|name| format!("may be removed: {}", name.as_str().unwrap_or_default())),
+            items(answer, "removable")
+                .iter()
+                .map(|name| format!("may be removed: {}", name.as_str().unwrap_or_default())),
         );
         lines.join("\n")
     });

@@ -226,8 +226,10 @@ async fn until(floor: &Floor, inbox: InboxKey, message: i64, wanted: &str) -> Ve
 }
 
 async fn event_types(floor: &Floor) -> Vec<String> {
-    let read: Result<Vec<event::Event>, StoreError> =
-        floor.store.read(|tx| Box::pin(event::after(tx, crate::principal::Scope::Organization, 0, &[], 100))).await;
+    let read: Result<Vec<event::Event>, StoreError> = floor
+        .store
+        .read(|tx| Box::pin(event::after(tx, crate::principal::Scope::Organization, 0, &[], 100)))
+        .await;
     read.unwrap().into_iter().map(|e| e.event_type).collect()
 }
 

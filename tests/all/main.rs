@@ -16,6 +16,7 @@ mod abuse;
 mod corpora;
 mod crash;
 mod dev;
+mod domains;
 mod door;
 mod durable;
 mod entrances;

@@ -122,8 +122,11 @@ async fn a_cursor_never_skips_an_event_that_was_still_on_its_way() {
         let reading = tokio::spawn(async move {
             let (mut seen, mut cursor) = (HashSet::new(), 0);
             while seen.len() < 400 {
-                let page: Result<_, StoreError> =
-                    reader.read(move |tx| Box::pin(event::after(tx, gatepost::principal::Scope::Organization, cursor, &[], 7))).await;
+                let page: Result<_, StoreError> = reader
+                    .read(move |tx| {
+                        Box::pin(event::after(tx, gatepost::principal::Scope::Organization, cursor, &[], 7))
+                    })
+                    .await;
                 for event in page.unwrap() {
                     assert!(event.cursor > cursor, "in order");
                     cursor = event.cursor;
