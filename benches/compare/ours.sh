@@ -1,7 +1,7 @@
 #!/bin/bash
 # Gatepost as a target of the shared harness (../../../shared/bench): ours.sh start|stop, from the project's root.
 # Needs `cargo build --release`, and the harness' BENCH_ROOT with its DNS running. Domain bench.test, inboxes
-# u0 to u19, SMTP 2700, HTTP 2702, the counter on 2703; data and log in $BENCH_ROOT/gatepost, made anew.
+# u0 to u19 without limits, SMTP 2700, HTTP 2702, the counter on 2703; mail leaves to 127.0.0.1:2599. Data and log in $BENCH_ROOT/gatepost, made anew.
 # DATABASE=postgres://… for PostgreSQL; KEEP=1 keeps what is stored.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -36,6 +36,9 @@ listen = "127.0.0.1:2702"
 public_url = "http://127.0.0.1:2702"
 [dns]
 servers = ["127.0.0.1:53"]
+[relay]
+port = 2599
+allow_private_addresses = true
 [log]
 level = "warn"
 TOML
@@ -47,6 +50,9 @@ TOML
     for n in $(seq 0 19); do
         curl -fsS -o "$dir/answer" "http://127.0.0.1:2702/v0/inboxes" -H "Authorization: Bearer $GATEPOST_ADMIN_KEY" \
             -H 'Content-Type: application/json' -d "{\"username\": \"u$n\", \"client_id\": \"u$n\"}"
+        curl -fsS -o "$dir/answer" -X PUT "http://127.0.0.1:2702/v1/inboxes/u$n@bench.test/limits" \
+            -H "Authorization: Bearer $GATEPOST_ADMIN_KEY" -H 'Content-Type: application/json' \
+            -d '{"per_minute": null, "per_hour": null, "per_day": null}'
     done
     python3 "$here/counter.py" 2703 "${DATABASE:-$dir/data/gatepost.db}" >"$dir/counter.log" 2>&1 &
     echo $! >"$dir/counter.pid"

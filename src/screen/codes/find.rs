@@ -9,6 +9,8 @@ use super::cues::Cue;
 const MAX_CANDIDATES: usize = 2_000;
 /// Codes given of one text.
 const MAX_FOUND: usize = 50;
+/// Octets of the longest thing that is looked at as a code.
+const LONGEST: usize = 24;
 /// Octets on one line between a code and the words that announce it.
 const NEAR: usize = 80;
 /// Lines with text between them, where the code has a line for itself.
@@ -51,7 +53,7 @@ pub(super) fn find(text: &str, cues: &[Cue], announced: bool) -> Vec<Found> {
     }
     let lines = Lines::of(text);
     let mut found: Vec<Found> = Vec::new();
-    for candidate in candidates(text) {
+    for candidate in candidates(text, &lines, cues) {
         let domain = bound_domain(text, candidate.start);
         let judged =
             if domain.is_some() { Some(0.97) } else { judge(text, &lines, cues, &candidate, announced) };
@@ -107,11 +109,39 @@ fn is_link_part(word: &str) -> bool {
     word.contains("://") || word.contains("www.") || word.contains('@')
 }
 
-/// Everything that has the shape of a code; what stands in addresses has not.
-fn candidates(text: &str) -> Vec<Candidate> {
+/// Everything that has the shape of a code, on lines where there may be one; what stands in addresses has not.
+fn candidates(text: &str, lines: &Lines, cues: &[Cue]) -> Vec<Candidate> {
     let mut found = Vec::new();
-    let mut at = 0;
-    for word in text.split_inclusive(|c: char| c.is_whitespace()) {
+    for &(start, end) in &lines.0 {
+        let line = text.get(start..end).unwrap_or_default();
+        if may_hold_a_code(line, start, cues) {
+            in_line(text, line, start, &mut found);
+        }
+        if found.len() >= MAX_CANDIDATES {
+            break;
+        }
+    }
+    found
+}
+
+/// Most lines of most mail are prose, and need not be taken apart: `judge` finds a code beside a cue on the same line,
+/// or alone on its line, and `bound_domain` behind a `#`.
+fn may_hold_a_code(line: &str, start: usize, cues: &[Cue]) -> bool {
+    let ends_here = cues.partition_point(|cue| cue.end <= start);
+    let cued = cues.get(ends_here).is_some_and(|cue| cue.start < start + line.len());
+    cued || is_short(line) || memchr::memchr(b'#', line.as_bytes()).is_some()
+}
+
+/// Whether a code could be all that the line says: the longest has 24 octets (`spaced`), and what stands around it
+/// is not counted.
+fn is_short(line: &str) -> bool {
+    let said = line.trim_matches(|c: char| !c.is_alphanumeric());
+    said.len() <= LONGEST
+}
+
+fn in_line(text: &str, line: &str, line_at: usize, found: &mut Vec<Candidate>) {
+    let mut at = line_at;
+    for word in line.split_inclusive(|c: char| c.is_whitespace()) {
         let start = at;
         at += word.len();
         // `123 456` and `1 2 3 4 5 6` are more than one word.
@@ -120,13 +150,12 @@ fn candidates(text: &str) -> Vec<Candidate> {
             continue;
         }
         if !is_link_part(word) {
-            in_word(text, word, start, &mut found);
+            in_word(text, word, start, found);
         }
         if found.len() >= MAX_CANDIDATES {
             break;
         }
     }
-    found
 }
 
 /// Runs of ASCII letters, digits and inner hyphens of a word, other alphabets around them.
@@ -204,7 +233,7 @@ fn spaced(text: &str, at: usize) -> Option<Candidate> {
     if !head.starts_with(|c: char| c.is_ascii_digit()) {
         return None;
     }
-    let line = head.get(..head.floor_char_boundary(24))?.split('\n').next()?;
+    let line = head.get(..head.floor_char_boundary(LONGEST))?.split('\n').next()?;
     let end = line.find(|c: char| !(c.is_ascii_digit() || c == ' ')).unwrap_or(line.len());
     let run = line.get(..end)?.trim_end();
     let parts: Vec<&str> = run.split(' ').collect();
