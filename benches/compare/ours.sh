@@ -1,7 +1,8 @@
 #!/bin/bash
 # Gatepost as a target of the shared harness (../../../shared/bench): ours.sh start|stop, from the project's root.
 # Needs `cargo build --release`, and the harness' BENCH_ROOT with its DNS running. Domain bench.test, inboxes
-# u0 to u19 without limits, SMTP 2700, HTTP 2702, the counter on 2703; mail leaves to 127.0.0.1:2599. Data and log in $BENCH_ROOT/gatepost, made anew.
+# u0 to u19 without limits, SMTP 2700, HTTP 2702, the counter on 2703; mail leaves to 127.0.0.1:2599. Data and log in
+# $BENCH_ROOT/gatepost, made anew.
 # DATABASE=postgres://… for PostgreSQL; KEEP=1 keeps what is stored.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
