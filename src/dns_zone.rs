@@ -148,6 +148,11 @@ impl Server {
         Resolver::new(&[self.address]).unwrap()
     }
 
+    /// Where it is asked.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Datagrams that came.
     pub fn questions(&self) -> usize {
         self.asked.load(Ordering::Relaxed)

@@ -115,3 +115,138 @@ async fn begin_rotation(
     }
     dkim_key::all_of_domain(tx, name).await.map(Some)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::dns::zone::{Server, Zone};
+    use crate::floor::testing::{TestFloor, key};
+    use crate::principal::Scope;
+    use crate::store::domain::{DomainStatus, Features};
+
+    const NAME: &str = "tenant.example";
+    const DAY: i64 = 24 * 3_600_000;
+
+    /// The floor asks another name server from now on.
+    fn ask(floor: &mut TestFloor, server: &Server) {
+        let shared = Arc::get_mut(&mut floor.floor).unwrap();
+        let mut config: Config = (*shared.config).clone();
+        config.dns.servers = vec![server.address()];
+        shared.config = Arc::new(config);
+    }
+
+    /// Everything that the domain needs, with the records of these keys.
+    async fn zone(keys: &[DkimKeyRow]) -> Server {
+        let mut zone = Zone::new()
+            .a("mx.agents.example", "192.0.2.1")
+            .mx(NAME, 10, "mx.agents.example")
+            .txt(NAME, &["v=spf1 mx -all"])
+            .txt("_dmarc.tenant.example", &["v=DMARC1; p=reject; rua=mailto:d@tenant.example"]);
+        for key in keys {
+            let record = dkim::record(key);
+            let strings: Vec<&str> = record.value.split('"').skip(1).step_by(2).collect();
+            zone = zone.txt(&record.name, &strings);
+        }
+        zone.start().await
+    }
+
+    async fn keys(floor: &Floor) -> Vec<DkimKeyRow> {
+        let keys = floor.store.read(|tx| Box::pin(dkim_key::all_of_domain(tx, NAME)));
+        let keys: Result<_, StoreError> = keys.await;
+        keys.unwrap()
+    }
+
+    fn states(keys: &[DkimKeyRow]) -> Vec<KeyState> {
+        let mut all: Vec<KeyState> = keys.iter().map(|key| key.state).collect();
+        all.sort_by_key(|state| state.text());
+        all
+    }
+
+    async fn claimed(floor: &Floor) {
+        let pair = Arc::new(dkim::fresh_pair(&floor.secrets, NAME, KeyState::Active).await.unwrap());
+        let made = floor.store.write(move |tx| {
+            let pair = pair.clone();
+            Box::pin(async move {
+                domain::insert(tx, NAME, None, Features::default(), 0).await?;
+                for key in pair.iter() {
+                    dkim_key::insert(tx, key).await?;
+                }
+                Ok::<_, StoreError>(())
+            })
+        });
+        made.await.unwrap();
+    }
+
+    async fn look(floor: &Floor) -> Domain {
+        verify::check(floor, NAME, Occasion::Routine).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn old_keys_are_published_for_a_week_and_then_forgotten() {
+        let mut test = TestFloor::new().await;
+        claimed(&test.floor).await;
+        let server = zone(&keys(&test.floor).await).await;
+        ask(&mut test, &server);
+        assert_eq!(look(&test.floor).await.status, DomainStatus::Verified);
+        assert!(test.floor.is_ours(NAME), "the set is current when the look returns");
+        let who = key(1, Scope::Organization);
+        let first = rotate(&test.floor, NAME, &who).await.unwrap().unwrap();
+        assert_eq!(rotate(&test.floor, NAME, &who).await.unwrap().unwrap(), first);
+        look(&test.floor).await;
+        assert_eq!(
+            states(&keys(&test.floor).await),
+            [KeyState::Active, KeyState::Active, KeyState::Next, KeyState::Next]
+        );
+
+        // One of the two new records is there: nothing moves, since a message is signed by both.
+        let part: Vec<DkimKeyRow> = first
+            .iter()
+            .filter(|k| k.state == KeyState::Active || k.algorithm.starts_with("rsa"))
+            .cloned()
+            .collect();
+        let server = zone(&part).await;
+        ask(&mut test, &server);
+        look(&test.floor).await;
+        assert_eq!(keys(&test.floor).await.iter().filter(|k| k.state == KeyState::Next).count(), 2);
+
+        let server = zone(&first).await;
+        ask(&mut test, &server);
+        look(&test.floor).await;
+        let turned = keys(&test.floor).await;
+        assert_eq!(
+            states(&turned),
+            [KeyState::Active, KeyState::Active, KeyState::Retiring, KeyState::Retiring]
+        );
+        test.hand.advance(7 * DAY - 1);
+        look(&test.floor).await;
+        assert_eq!(states(&keys(&test.floor).await), states(&turned));
+        test.hand.advance(1);
+        look(&test.floor).await;
+        let over = keys(&test.floor).await;
+        assert_eq!(states(&over), [KeyState::Active, KeyState::Active, KeyState::Retired, KeyState::Retired]);
+        let erased = |k: &DkimKeyRow| (k.state == KeyState::Retired) == k.private_key.is_empty();
+        assert!(over.iter().all(erased), "a retired key keeps no private half, and no other loses it");
+    }
+
+    /// A tenant left, its zone is somebody else's: nobody may go on writing in its name.
+    #[tokio::test]
+    async fn a_domain_whose_keys_are_gone_for_three_days_is_ours_no_more() {
+        let mut test = TestFloor::new().await;
+        claimed(&test.floor).await;
+        let server = zone(&keys(&test.floor).await).await;
+        ask(&mut test, &server);
+        look(&test.floor).await;
+        let empty = zone(&[]).await;
+        ask(&mut test, &empty);
+        for _ in 0..3 {
+            assert_eq!(look(&test.floor).await.status, DomainStatus::Verified);
+            assert!(test.floor.is_ours(NAME));
+            test.hand.advance(DAY);
+        }
+        let lost = look(&test.floor).await;
+        assert_eq!((lost.status, lost.next_check_at), (DomainStatus::Failed, None));
+        assert!(lost.reason.unwrap().contains("_domainkey"));
+        assert!(!test.floor.is_ours(NAME));
+    }
+}

@@ -293,6 +293,12 @@ async fn check_work(tx: &mut Tx, job: &Job, thread: Option<&Thread>) -> Result<O
 async fn decide(tx: &mut Tx, job: &Job, inbox: &Inbox) -> Result<(Decision, Reservation), SendError> {
     let recipients = &job.prepared.recipients;
     let mut reasons = Vec::new();
+    // A domain that was lost may be somebody else's by now: nothing leaves in its name.
+    if !job.floor.domains.find(&inbox.domain).is_some_and(|ours| ours.serves(inbox.key.pod)) {
+        let say = format!("{} is not a verified domain of this server (any more).", inbox.domain);
+        let fix = "GET /v0/domains/{domain_id} says which records to set; then POST /v0/domains/{domain_id}/verify.";
+        reasons.push(Reason::new("domain_not_verified", say, fix).with([inbox.domain.clone()]));
+    }
     if recipients.len() > MAX_RECIPIENTS {
         let say = format!(
             "{} recipients are more than the {MAX_RECIPIENTS} that one message may have.",

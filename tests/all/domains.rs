@@ -133,6 +133,30 @@ async fn keys_change(setup: Setup) -> Option<()> {
     Some(())
 }
 
+/// Two nodes share the database: what one of them verified is ours on the other, and mail leaves signed from both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_domain_that_one_node_verified_is_ours_on_the_other() {
+    let Some(database) = Database::postgres() else { return };
+    let dns = Dns::start("").await;
+    let first = TestServer::new().on(&database).dns(&dns).start().await;
+    let second = TestServer::new().on(&database).dns(&dns).beside(&first).start().await;
+    dns.add(&format!("mx.agents.example A {}\n", first.smtp.ip()));
+    first.api.post("/v0/domains", json!({"domain": NAME})).await.ok();
+    let zone = first.api.get(&format!("/v0/domains/{NAME}/zone-file")).await.ok();
+    load(&dns, zone.as_str().unwrap());
+    first.api.post(&format!("/v0/domains/{NAME}/verify"), json!({})).await.ok();
+    let made = eventually("the other node has heard", async || {
+        let made = second.api.post("/v0/inboxes", json!({"username": "ada", "domain": NAME})).await;
+        (made.status == 200).then_some(made.body)
+    })
+    .await;
+    assert_eq!(made["inbox_id"], "ada@tenant.example");
+    let letter =
+        mail::letter("ann@remote.example", "ada@tenant.example", "Hello", "<two@remote.example>", "", "x");
+    second.receive("ann@remote.example", "ada@tenant.example", &letter).await;
+    first.message("ada@tenant.example", "Hello").await;
+}
+
 /// RFC 8461 §3.3: the policy is there for the hosts of our own domains, and for no others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_mta_sts_policy_is_served_for_our_domains_alone() {

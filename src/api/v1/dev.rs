@@ -44,7 +44,7 @@ async fn captured(
         );
     }
     // It is everybody's mail.
-    caller.require_admin("Captured mail is everybody's: it")?;
+    caller.require_organization("Captured mail is everybody's: it")?;
     let captured = capture::list(&floor).await.map_err(|e| crate::api::error::internal(&e))?;
     Ok(Json(CapturedResponse { count: captured.len(), captured }))
 }
