@@ -9,6 +9,7 @@
 mod guard;
 pub mod limits;
 mod receive;
+mod relay;
 mod settings;
 mod urls;
 mod values;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub use guard::{FreeDisk, Guard, SmtpLimits};
 pub use receive::{DmarcHandling, ListsMatch, Receive, Spoofed, Unauthenticated};
+pub use relay::{Family, Relay, RouteRule, SiteLimits, SiteRule, Source};
 pub use settings::{Origin, Problem};
 pub use urls::{DatabaseUrl, Login, Smarthost, StorageUrl};
 pub use values::Network;
@@ -128,19 +130,6 @@ pub struct Dns {
 pub struct Verify {
     /// Domains whose ARC seals may turn a DMARC policy off; what is below them is theirs too.
     pub arc_forwarders: Vec<String>,
-}
-
-/// How mail leaves.
-#[derive(Debug, Clone)]
-pub struct Relay {
-    /// The port dialled at MX hosts; not 25 only in tests.
-    pub port: u16,
-    /// MX hosts on loopback and private ranges; only in tests.
-    pub allow_private_addresses: bool,
-    pub smarthost: Option<Smarthost>,
-    /// The waits between attempts; the last repeats until `expire`. Never empty.
-    pub retry: Vec<Duration>,
-    pub expire: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -293,7 +282,7 @@ impl Config {
             verify: Verify {
                 arc_forwarders: s.take("verify.arc_forwarders", values::optional_domains, Vec::new),
             },
-            relay: take_relay(s),
+            relay: relay::take(s),
             tls: TlsConfig { files: take_tls(s) },
             log: Log {
                 level: s.take("log.level", log_level, || "info".to_owned()),
@@ -358,22 +347,6 @@ fn take_receive(s: &mut Settings) -> Receive {
             || ListsMatch::Verified,
         ),
     }
-}
-
-fn take_relay(s: &mut Settings) -> Relay {
-    let minutes = |list: &[u64]| list.iter().map(|m| Duration::from_secs(m * 60)).collect();
-    let relay = Relay {
-        port: s.take("relay.port", values::port, || 25),
-        allow_private_addresses: s.take("relay.allow_private_addresses", values::boolean, || false),
-        smarthost: s.take("relay.smarthost", |v| optional(v, str::parse), || None),
-        retry: s.take("relay.retry", retry, || minutes(&[1, 5, 15, 30, 60, 120, 240])),
-        expire: s.take("relay.expire", expire, || limits::DEFAULT_EXPIRE),
-    };
-    if relay.retry.first().is_some_and(|first| relay.expire <= *first) {
-        let key = if s.is_set("relay.expire") { "relay.expire" } else { "relay.retry" };
-        s.problem(key, "leaves no time for a second attempt: expire must be longer than the first retry");
-    }
-    relay
 }
 
 fn take_tls(s: &mut Settings) -> Option<TlsFiles> {

@@ -60,7 +60,9 @@ pub(crate) enum Value {
     Number(String),
     Boolean(bool),
     List(Vec<Value>),
-    /// A date, or a table inside a list: no key of ours takes one.
+    /// In a list of tables; the keys as they stand.
+    Table(Vec<(String, Value)>),
+    /// A date: no key of ours takes one.
     Other(&'static str),
 }
 
@@ -71,6 +73,7 @@ impl Value {
             Value::Text(text) | Value::Number(text) => Ok(text),
             Value::Boolean(_) => Err("is true or false here, but takes a text in quotes".into()),
             Value::List(_) => Err("is a list here, but takes one value".into()),
+            Value::Table(_) => Err("is a table here, but takes a text in quotes".into()),
             Value::Other(what) => Err(format!("is {what} here, but takes a text in quotes")),
         }
     }
@@ -256,7 +259,9 @@ fn value_of(value: &DeValue<'_>) -> Value {
         DeValue::Boolean(yes) => Value::Boolean(*yes),
         DeValue::Array(items) => Value::List(items.iter().map(|item| value_of(item.get_ref())).collect()),
         DeValue::Datetime(_) => Value::Other("a date"),
-        DeValue::Table(_) => Value::Other("a table"),
+        DeValue::Table(table) => Value::Table(
+            table.iter().map(|(key, value)| (key.get_ref().to_string(), value_of(value.get_ref()))).collect(),
+        ),
     }
 }
 

@@ -64,7 +64,7 @@ pub(crate) fn compose(
 
 /// What a person, or a model, should know first.
 fn explanation(delivery: &Delivery, outcome: &Outcome, subject: &str) -> String {
-    let who = match &outcome.host {
+    let who = match outcome.host() {
         Some(host) => format!("The server {host} said"),
         None => "The reason".to_owned(),
     };
@@ -89,7 +89,7 @@ fn status_fields(hostname: &str, delivery: &Delivery, outcome: &Outcome) -> Stri
     // A delivery that expired was deferred until then; for the reader it is final (RFC 3463 §2: class 5).
     let status = outcome.status.strip_prefix("4.").map_or(outcome.status.clone(), |rest| format!("5.{rest}"));
     text.push_str(&format!("Status: {status}\r\n"));
-    if let Some(host) = &outcome.host {
+    if let Some(host) = outcome.host() {
         text.push_str(&format!("Remote-MTA: dns; {host}\r\n"));
         let words: String = outcome.text.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect();
         text.push_str(&format!("Diagnostic-Code: smtp; {}\r\n", fold(&words)));
@@ -140,6 +140,7 @@ mod tests {
     use mail_parser::MessageParser;
 
     use super::*;
+    use crate::deliver::outcome::Via;
     use crate::ids::InboxKey;
     use crate::store::delivery::Route;
 
@@ -172,7 +173,8 @@ mod tests {
     #[test]
     fn a_bounce_says_who_did_not_get_what_and_why() {
         let mut outcome = Outcome::failed("5.1.1", "550 5.1.1 no such user\u{1b}[2J\r\nBcc: eve");
-        outcome.host = Some("mx.remote.example".into());
+        outcome.via =
+            Some(Via { host: "mx.remote.example".into(), address: ([192, 0, 2, 1], 25).into(), tls: None });
         outcome.personal = true;
         let raw = compose("mx.agents.example", &delivery(), &outcome, ORIGINAL, 1_795_230_245_000).unwrap();
         let m = MessageParser::new().parse(&raw).unwrap();

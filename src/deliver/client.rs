@@ -7,12 +7,12 @@
 //! RFC 5321, RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 3207 (STARTTLS), RFC 6152, RFC 6531, RFC 4954 (AUTH).
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::address::Address;
@@ -45,6 +45,24 @@ pub(crate) struct Deadlines {
     /// RFC 5321 §4.5.3.2.6: ten minutes after the final dot.
     pub(crate) dot: Duration,
     pub(crate) quit: Duration,
+}
+
+impl Deadlines {
+    /// None longer than this.
+    pub(crate) fn at_most(self, longest: Duration) -> Deadlines {
+        Deadlines {
+            connect: self.connect.min(longest),
+            greeting: self.greeting.min(longest),
+            command: self.command.min(longest),
+            tls: self.tls.min(longest),
+            mail: self.mail.min(longest),
+            rcpt: self.rcpt.min(longest),
+            data: self.data.min(longest),
+            block: self.block.min(longest),
+            dot: self.dot.min(longest),
+            quit: self.quit.min(longest),
+        }
+    }
 }
 
 impl Default for Deadlines {
@@ -177,14 +195,12 @@ pub(crate) struct Client {
 
 impl Client {
     /// Connects and reads the greeting.
-    pub(crate) async fn connect(address: SocketAddr, deadlines: Deadlines) -> Result<Client, ClientError> {
-        let stream = match timeout(deadlines.connect, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(ClientError::Connect(error)),
-            Err(_) => return Err(ClientError::Silent(Stage::Connect)),
-        };
-        // Commands are small and each waits for its answer: delayed by Nagle they would cost 40 ms apiece.
-        stream.set_nodelay(true).map_err(ClientError::Connect)?;
+    pub(crate) async fn connect(
+        address: SocketAddr,
+        from: Option<IpAddr>,
+        deadlines: Deadlines,
+    ) -> Result<Client, ClientError> {
+        let stream = open(address, from, deadlines.connect).await?;
         let mut client = Client::over(Wire::Clear(stream), deadlines);
         let greeting = client.reply(Stage::Greeting, deadlines.greeting).await?;
         client.expect(Stage::Greeting, greeting, Class::Done)?;
@@ -199,16 +215,12 @@ impl Client {
     /// TLS from the first byte (smarthosts on 465, RFC 8314 §3.3), then the greeting.
     pub(crate) async fn connect_tls(
         address: SocketAddr,
+        from: Option<IpAddr>,
         host: &str,
         config: Arc<rustls::ClientConfig>,
         deadlines: Deadlines,
     ) -> Result<Client, ClientError> {
-        let stream = match timeout(deadlines.connect, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(ClientError::Connect(error)),
-            Err(_) => return Err(ClientError::Silent(Stage::Connect)),
-        };
-        stream.set_nodelay(true).map_err(ClientError::Connect)?;
+        let stream = open(address, from, deadlines.connect).await?;
         let wire = handshake(stream, host, config, deadlines.tls).await?;
         let mut client = Client::over(wire, deadlines);
         client.encrypted = true;
@@ -401,6 +413,11 @@ impl Client {
         }
     }
 
+    /// How the connection is encrypted, in words; `None` in clear.
+    pub(crate) fn protection(&self) -> Option<String> {
+        self.wire.protection()
+    }
+
     /// Whether the connection may be used for another message.
     pub(crate) fn is_reusable(&self, limit: u32) -> bool {
         self.used < limit && self.unread.is_empty()
@@ -452,6 +469,23 @@ impl Client {
 /// An answer to MAIL is everybody's.
 fn to_all(reply: Reply, recipients: usize) -> Vec<Answer> {
     vec![Answer { reply, again: false, personal: false }; recipients]
+}
+
+/// A connection, from this address of ours where one is given.
+async fn open(address: SocketAddr, from: Option<IpAddr>, limit: Duration) -> Result<TcpStream, ClientError> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = socket.map_err(ClientError::Connect)?;
+    if let Some(from) = from {
+        socket.bind(SocketAddr::new(from, 0)).map_err(ClientError::Connect)?;
+    }
+    let stream = match timeout(limit, socket.connect(address)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(ClientError::Connect(error)),
+        Err(_) => return Err(ClientError::Silent(Stage::Connect)),
+    };
+    // Commands are small and each waits for its answer: delayed by Nagle they would cost 40 ms apiece.
+    stream.set_nodelay(true).map_err(ClientError::Connect)?;
+    Ok(stream)
 }
 
 async fn within(

@@ -2,6 +2,8 @@
 //!
 //! RFC 5321 §4.2.1 (what a class of reply means), RFC 3463 (enhanced status codes).
 
+use std::net::SocketAddr;
+
 use crate::deliver::client::{ClientError, Stage};
 use crate::deliver::reply::{Class, Reply};
 use crate::deliver::route::RouteError;
@@ -17,6 +19,15 @@ pub enum Fate {
     Failed,
 }
 
+/// The host that an attempt ended at, and how the way to it was secured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Via {
+    pub host: String,
+    pub address: SocketAddr,
+    /// `TLSv1.3 TLS13_AES_256_GCM_SHA384`; `None` in clear, or where it did not come to that.
+    pub tls: Option<String>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     pub fate: Fate,
@@ -24,8 +35,8 @@ pub struct Outcome {
     pub status: String,
     /// The remote's words, or ours where it had none; printable.
     pub text: String,
-    /// The host that spoke; `None` where nobody was reached.
-    pub host: Option<String>,
+    /// What was reached, or dialled; `None` where nobody was.
+    pub via: Option<Via>,
     /// The answer was to this recipient, not to the message as a whole.
     pub personal: bool,
     /// The message was sent and its answer was not heard: the remote may have it.
@@ -36,7 +47,7 @@ impl Outcome {
     fn new(fate: Fate, status: impl Into<String>, text: impl Into<String>) -> Outcome {
         // It may end in a bounce, an event or a terminal: one line, and bounded.
         let text = text.into().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect();
-        Outcome { fate, status: status.into(), text, host: None, personal: false, unheard: false }
+        Outcome { fate, status: status.into(), text, via: None, personal: false, unheard: false }
     }
 
     pub fn delivered(status: &str, text: impl Into<String>) -> Outcome {
@@ -51,7 +62,7 @@ impl Outcome {
         Outcome::new(Fate::Failed, status, text)
     }
 
-    pub(crate) fn from_reply(reply: &Reply, host: &str) -> Outcome {
+    pub(crate) fn from_reply(reply: &Reply, via: &Via) -> Outcome {
         let (fate, class) = match reply.class() {
             Class::Done => (Fate::Delivered, 2),
             Class::Permanent => (Fate::Failed, 5),
@@ -59,11 +70,11 @@ impl Outcome {
             Class::Temporary | Class::Continue => (Fate::Deferred, 4),
         };
         let status = reply.enhanced().unwrap_or_else(|| format!("{class}.0.0"));
-        Outcome { host: Some(host.to_owned()), ..Outcome::new(fate, status, reply.to_string()) }
+        Outcome { via: Some(via.clone()), ..Outcome::new(fate, status, reply.to_string()) }
     }
 
     /// Trouble with the connection: the message may go later, unless the remote cannot take it at all.
-    pub(crate) fn from_error(error: &ClientError, host: &str) -> Outcome {
+    pub(crate) fn from_error(error: &ClientError, via: &Via) -> Outcome {
         let status = match error {
             ClientError::Unable(status, _) => status.to_string(),
             ClientError::Connect(_) => "4.4.1".to_owned(),
@@ -76,7 +87,7 @@ impl Outcome {
         };
         let fate = if status.starts_with('5') { Fate::Failed } else { Fate::Deferred };
         Outcome {
-            host: Some(host.to_owned()),
+            via: Some(via.clone()),
             unheard: error.stage() == Stage::Dot,
             ..Outcome::new(fate, status, error.to_string())
         }
@@ -87,6 +98,11 @@ impl Outcome {
             RouteError::Permanent { status, text } => Outcome::failed(status, text),
             RouteError::Temporary(text) => Outcome::deferred("4.4.3", text),
         }
+    }
+
+    /// The name of the host that was reached.
+    pub fn host(&self) -> Option<&str> {
+        self.via.as_ref().map(|via| via.host.as_str())
     }
 
     /// Whether the address must not be written to again. An answer to the whole message names nobody.
@@ -106,13 +122,17 @@ fn is_dead_address(status: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn mx() -> Via {
+        Via { host: "mx".into(), address: ([192, 0, 2, 1], 25).into(), tls: None }
+    }
+
     fn reply(text: &str) -> Reply {
         Reply::parse(text.as_bytes()).unwrap().unwrap().0
     }
 
     #[test]
     fn only_a_dead_address_is_suppressed() {
-        let said = |text: &str| Outcome { personal: true, ..Outcome::from_reply(&reply(text), "mx") };
+        let said = |text: &str| Outcome { personal: true, ..Outcome::from_reply(&reply(text), &mx()) };
         assert!(said("550 5.1.1 no such user\r\n").suppresses());
         assert!(said("550 5.2.1 disabled\r\n").suppresses());
         for text in [
@@ -132,9 +152,9 @@ mod tests {
     #[test]
     fn a_refusal_at_the_door_is_never_final() {
         let refused = ClientError::Refused(Stage::Greeting, reply("554 5.7.1 go away\r\n"));
-        let outcome = Outcome::from_error(&refused, "mx");
+        let outcome = Outcome::from_error(&refused, &mx());
         assert_eq!((outcome.fate, outcome.status.as_str()), (Fate::Deferred, "4.3.0"));
-        let silent = Outcome::from_error(&ClientError::Silent(Stage::Dot), "mx");
+        let silent = Outcome::from_error(&ClientError::Silent(Stage::Dot), &mx());
         assert!(silent.unheard && silent.fate == Fate::Deferred);
     }
 }

@@ -1,111 +1,119 @@
-//! Connections that are kept for the next message, and how many one host may have.
+//! Connections that are kept for the next message.
 //!
-//! Invariants: at most `PER_HOST` connections to an address, idle ones included (an idle one is taken before
-//! a new one is made); at most `IDLE` idle ones in all; none idle longer than `IDLE_FOR`, none used for more
-//! than `MESSAGES` messages. A lease that is dropped without being kept closes its connection.
+//! Invariants: at most `IDLE` idle ones in all; none idle longer than `IDLE_FOR`, none used for more messages
+//! than its site allows; before a new one is made to a site, an idle one of that site is closed where there is
+//! one (`make_room`), so that idle ones and those in use together stay within the limit that `site` keeps.
+//! A connection serves only mail that would have dialled it the same way (`Door`).
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::deliver::client::Client;
 
-/// Connections to one address: Postfix's default (`default_destination_concurrency_limit`), which receivers expect.
-const PER_HOST: usize = 20;
 /// Idle connections in all.
 const IDLE: usize = 200;
 /// Receivers close idle connections after one to five minutes (RFC 5321 §4.5.3.2.7); we leave before.
 const IDLE_FOR: Duration = Duration::from_secs(20);
-/// Messages over one connection: mail-servers.md §2, KumoMTA's `max_deliveries_per_connection`.
-pub(crate) const MESSAGES: u32 = 100;
+
+/// What a connection leads to, and how: mail that leaves from another address or under another name has its own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Door {
+    pub(crate) address: SocketAddr,
+    /// The name that its certificate was, or would have been, checked against.
+    pub(crate) host: String,
+    pub(crate) from: Option<IpAddr>,
+    pub(crate) hello: String,
+    /// It was reached as a smarthost, and has our password.
+    pub(crate) smarthost: bool,
+}
 
 #[derive(Default)]
 pub(crate) struct Pool {
-    hosts: Mutex<HashMap<SocketAddr, Host>>,
+    idle: Mutex<HashMap<Door, Vec<Idle>>>,
 }
 
-struct Host {
-    slots: Arc<Semaphore>,
-    idle: Vec<(Client, Instant)>,
+struct Idle {
+    client: Client,
+    site: String,
+    since: Instant,
 }
 
-/// The right to one connection to `address`.
-pub(crate) struct Slot {
-    pub(crate) address: SocketAddr,
-    _permit: OwnedSemaphorePermit,
+impl Idle {
+    fn is_fresh(&self) -> bool {
+        self.since.elapsed() < IDLE_FOR
+    }
 }
 
 impl Pool {
-    /// Waits until another connection to `address` is allowed; with it comes an idle one, if there is one.
-    pub(crate) async fn slot(&self, address: SocketAddr) -> Option<(Slot, Option<Client>)> {
-        let slots = {
-            let mut hosts = self.lock();
-            let host = hosts
-                .entry(address)
-                .or_insert_with(|| Host { slots: Arc::new(Semaphore::new(PER_HOST)), idle: Vec::new() });
-            host.slots.clone()
+    /// The most recently used one: the others grow old and are swept.
+    pub(crate) fn take(&self, door: &Door) -> Option<Client> {
+        let mut idle = self.lock();
+        let list = idle.get_mut(door)?;
+        let found = loop {
+            match list.pop() {
+                Some(kept) if kept.is_fresh() => break Some(kept.client),
+                Some(old) => farewell(old.client),
+                None => break None,
+            }
         };
-        let permit = slots.acquire_owned().await.ok()?;
-        let idle = self.lock().get_mut(&address).and_then(take_fresh);
-        Some((Slot { address, _permit: permit }, idle))
+        if list.is_empty() {
+            idle.remove(door);
+        }
+        found
+    }
+
+    /// Whether a connection to the site is kept.
+    pub(crate) fn has_idle(&self, site: &str) -> bool {
+        self.lock().values().flatten().any(|kept| kept.site == site && kept.is_fresh())
+    }
+
+    /// Closes one that is kept to the site, before another is made.
+    pub(crate) fn make_room(&self, site: &str) {
+        for list in self.lock().values_mut() {
+            if let Some(at) = list.iter().position(|kept| kept.site == site) {
+                return farewell(list.swap_remove(at).client);
+            }
+        }
     }
 
     /// Keeps a connection for the next message to its host, where it is still good for one.
-    pub(crate) fn keep(&self, slot: Slot, client: Client) {
-        if !client.is_reusable(MESSAGES) {
+    pub(crate) fn keep(&self, door: Door, site: &str, messages: u32, client: Client) {
+        if !client.is_reusable(messages) {
             return farewell(client);
         }
-        let mut hosts = self.lock();
-        let idle: usize = hosts.values().map(|host| host.idle.len()).sum();
-        match hosts.get_mut(&slot.address) {
-            Some(host) if idle < IDLE => host.idle.push((client, Instant::now())),
-            _ => farewell(client),
+        let mut idle = self.lock();
+        if idle.values().map(Vec::len).sum::<usize>() >= IDLE {
+            return farewell(client);
         }
-        // The slot is given back after the connection stands in the list: whoever gets it finds it there.
+        idle.entry(door).or_default().push(Idle { client, site: site.to_owned(), since: Instant::now() });
     }
 
     /// Leaves hosts that were idle for long; called every few seconds.
     pub(crate) fn sweep(&self) {
-        let mut hosts = self.lock();
-        for host in hosts.values_mut() {
-            let (fresh, old) =
-                std::mem::take(&mut host.idle).into_iter().partition(|(_, since)| is_fresh(*since));
-            host.idle = fresh;
-            let old: Vec<(Client, Instant)> = old;
-            old.into_iter().for_each(|(client, _)| farewell(client));
+        let mut idle = self.lock();
+        for list in idle.values_mut() {
+            let (fresh, old): (Vec<Idle>, Vec<Idle>) =
+                std::mem::take(list).into_iter().partition(Idle::is_fresh);
+            *list = fresh;
+            old.into_iter().for_each(|kept| farewell(kept.client));
         }
-        hosts.retain(|_, host| !host.idle.is_empty() || Arc::strong_count(&host.slots) > 1);
+        idle.retain(|_, list| !list.is_empty());
     }
 
     /// QUIT everywhere.
     pub(crate) fn close(&self) {
-        for (_, host) in self.lock().drain() {
-            host.idle.into_iter().for_each(|(client, _)| farewell(client));
+        for (_, list) in self.lock().drain() {
+            list.into_iter().for_each(|kept| farewell(kept.client));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Host>> {
-        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<Door, Vec<Idle>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn is_fresh(since: Instant) -> bool {
-    since.elapsed() < IDLE_FOR
-}
-
-/// The most recently used one: the others grow old and are swept.
-fn take_fresh(host: &mut Host) -> Option<Client> {
-    while let Some((client, since)) = host.idle.pop() {
-        if is_fresh(since) {
-            return Some(client);
-        }
-        farewell(client);
-    }
-    None
 }
 
 /// QUIT in the background, within its own deadline: nobody waits for good manners.

@@ -1,26 +1,29 @@
 //! One attempt: from a domain and its recipients to what each was answered.
 //!
-//! The way: hosts (`route`), a connection from the pool or a new one (`pool`, `client`), TLS where it is
+//! The way: hosts (`route`), leave to go there now (`site`), a connection from the pool or a new one (`pool`,
+//! `client`), from the sender's own address and under its own name where it has them, TLS where it is
 //! offered, transactions of at most 100 recipients. A host that fails before it has the message is left for
 //! the next one; what was answered is an answer. Opportunistic TLS (RFC 7435): when the handshake breaks, a
 //! new connection goes in clear, because a message in clear is what everybody got before.
 //!
 //! RFC 5321 §5.1, §4.5.3.1.8 and .10, §4.5.4.1.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::address::Address;
-use crate::config::{Config, Smarthost};
+use crate::config::{Config, Family, Relay as RelayConfig, Smarthost};
 use crate::deliver::client::{self, Answer, Client, ClientError, Deadlines, Stage};
 use crate::deliver::letter::Letter;
-use crate::deliver::outcome::Outcome;
-use crate::deliver::pool::{Pool, Slot};
+use crate::deliver::outcome::{Fate, Outcome, Via};
+use crate::deliver::pool::{Door, Pool};
 use crate::deliver::route::{self, Network, RouteError};
+use crate::deliver::site::{self, NotNow, Pass, Sites};
 use crate::deliver::wire::WireMessage;
 use crate::dns::Resolver;
 use crate::floor::Floor;
@@ -35,13 +38,19 @@ const MAX_DIALS: usize = 5;
 const DIALLING: Duration = Duration::from_secs(300);
 /// Transactions for the recipients of one message at one domain.
 const MAX_TRANSACTIONS: usize = 50;
+/// How long a host may take until it has greeted without being slow, and how many slow ones are waited for in all:
+/// half of the parcels that may be under way, so that hosts that hang never hold the places of all others.
+const PROMPT: Duration = Duration::from_secs(10);
+const MAX_SLOW: usize = 128;
 
 /// Everything that an attempt needs, shared by all.
 pub(crate) struct Relay {
     dns: Resolver,
     network: Network,
     hostname: String,
-    smarthost: Option<Smarthost>,
+    config: RelayConfig,
+    sites: Arc<Sites>,
+    slow: Semaphore,
     opportunistic: Arc<rustls::ClientConfig>,
     verifying: Arc<rustls::ClientConfig>,
     pub(crate) pool: Pool,
@@ -55,13 +64,50 @@ pub(crate) struct Parcel<'a> {
     pub(crate) recipients: Vec<Address>,
 }
 
+/// What an attempt came to.
+pub(crate) enum Attempt {
+    /// What each recipient came to, in their order.
+    Ended(Vec<Outcome>),
+    /// The server stops, and nothing was sent.
+    Stopped,
+    /// The destination may not be tried now; nothing was dialled.
+    NotNow(NotNow),
+}
+
+/// The way that mail of one sender takes to one domain.
+struct Way<'a> {
+    domain: &'a str,
+    smarthost: Option<&'a Smarthost>,
+    hosts: Vec<String>,
+    hello: &'a str,
+    ipv4: Option<IpAddr>,
+    ipv6: Option<IpAddr>,
+}
+
+impl Way<'_> {
+    fn door(&self, host: &str, address: SocketAddr) -> Door {
+        Door {
+            address,
+            host: host.to_owned(),
+            from: if address.is_ipv4() { self.ipv4 } else { self.ipv6 },
+            hello: self.hello.to_owned(),
+            smarthost: self.smarthost.is_some(),
+        }
+    }
+}
+
 /// A connection that may be used for one message.
 struct Lease {
-    slot: Slot,
+    door: Door,
     client: Client,
-    host: String,
     /// It came from the pool, so the remote may have closed it meanwhile.
     used: bool,
+}
+
+impl Lease {
+    fn via(&self) -> Via {
+        Via { host: self.door.host.clone(), address: self.door.address, tls: self.client.protection() }
+    }
 }
 
 impl Relay {
@@ -70,22 +116,81 @@ impl Relay {
             dns: floor.dns.clone(),
             network: network(&floor.config),
             hostname: floor.config.hostname.clone(),
-            smarthost: floor.config.relay.smarthost.clone(),
+            sites: Sites::new(floor.config.relay.limits, floor.config.relay.sites.clone()),
+            config: floor.config.relay.clone(),
+            slow: Semaphore::new(MAX_SLOW),
             opportunistic: floor.tls.opportunistic(),
             verifying: floor.tls.verifying(),
             pool: Pool::default(),
-            deadlines: Deadlines::default(),
+            deadlines: match floor.config.relay.longest_wait {
+                Some(longest) => Deadlines::default().at_most(longest),
+                None => Deadlines::default(),
+            },
         }
     }
 
-    /// What each recipient came to, in their order; `None` when the server stops before anything was sent.
+    /// One attempt, within the limits of the site that the domain's mail goes to.
     pub(crate) async fn attempt(
         &self,
         parcel: &Parcel<'_>,
         letter: &Letter,
         stop: &CancellationToken,
-    ) -> Option<Vec<Outcome>> {
-        let all = |outcome: Outcome| Some(vec![outcome; parcel.recipients.len()]);
+    ) -> Attempt {
+        let all = |outcome: Outcome| Attempt::Ended(vec![outcome; parcel.recipients.len()]);
+        let way = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Attempt::Stopped,
+            way = self.way(parcel) => way,
+        };
+        let way = match way {
+            Ok(way) => way,
+            Err(outcome) => return all(outcome),
+        };
+        let name = site::name(&way.hosts);
+        let pass = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Attempt::Stopped,
+            pass = self.sites.enter(&name, self.pool.has_idle(&name)) => pass,
+        };
+        match pass {
+            Ok(pass) => self.attempt_at(&way, &pass, parcel, letter, stop).await,
+            Err(not_now) => Attempt::NotNow(not_now),
+        }
+    }
+
+    /// Where the mail goes, from where, and as whom.
+    async fn way<'a>(&'a self, parcel: &'a Parcel<'_>) -> Result<Way<'a>, Outcome> {
+        let smarthost = self.config.smarthost_for(parcel.domain);
+        let hosts = match smarthost {
+            Some(smarthost) => vec![smarthost.host.clone()],
+            None => {
+                let random = u64::from_le_bytes(random_bytes());
+                route::mx_hosts(&self.dns, &self.network, parcel.domain, random)
+                    .await
+                    .map_err(Outcome::from_route)?
+            }
+        };
+        let sender = parcel.mail_from.as_ref().map(Address::domain);
+        let source = sender.and_then(|domain| self.config.source_of(domain));
+        Ok(Way {
+            domain: parcel.domain,
+            smarthost,
+            hosts,
+            hello: source.and_then(|source| source.hello.as_deref()).unwrap_or(&self.hostname),
+            ipv4: source.and_then(|source| source.ipv4),
+            ipv6: source.and_then(|source| source.ipv6),
+        })
+    }
+
+    async fn attempt_at(
+        &self,
+        way: &Way<'_>,
+        pass: &Pass,
+        parcel: &Parcel<'_>,
+        letter: &Letter,
+        stop: &CancellationToken,
+    ) -> Attempt {
+        let all = |outcome: Outcome| Attempt::Ended(vec![outcome; parcel.recipients.len()]);
         let mut failed: Vec<SocketAddr> = Vec::new();
         let mut last = None;
         let mut left = DIALLING;
@@ -93,24 +198,34 @@ impl Relay {
             let begun = Instant::now();
             let lease = tokio::select! {
                 biased;
-                () = stop.cancelled() => return None,
-                lease = self.connect(parcel.domain, &failed, begun + left) => lease,
+                () = stop.cancelled() => return Attempt::Stopped,
+                lease = self.connect(way, pass, &failed, begun + left) => lease,
             };
             left = left.saturating_sub(begun.elapsed());
             let lease = match lease {
                 Ok(lease) => lease,
-                Err(outcome) => return all(last.unwrap_or(outcome)),
+                Err(outcome) => {
+                    pass.failed();
+                    return all(last.unwrap_or(outcome));
+                }
             };
             let message = match letter.open().await {
                 Ok(message) => message,
                 Err(outcome) => {
-                    self.pool.keep(lease.slot, lease.client);
+                    self.keep(pass, lease);
                     return all(outcome);
                 }
             };
-            let address = lease.slot.address;
-            match self.hand_over(lease, parcel, &message).await {
-                Ok(outcomes) => return Some(outcomes),
+            let address = lease.door.address;
+            match self.hand_over(way, pass, lease, parcel, &message).await {
+                Ok(outcomes) => {
+                    // Silence in the middle of a transaction is no answer.
+                    match outcomes.iter().any(|o| o.fate != Fate::Deferred || !o.status.starts_with("4.4.")) {
+                        true => pass.answered(),
+                        false => pass.failed(),
+                    }
+                    return Attempt::Ended(outcomes);
+                }
                 Err(outcome) => {
                     failed.push(address);
                     last = Some(outcome);
@@ -119,27 +234,25 @@ impl Relay {
         }
     }
 
+    fn keep(&self, pass: &Pass, lease: Lease) {
+        self.pool.keep(lease.door, &pass.site, pass.messages_per_connection, lease.client);
+    }
+
     /// A connection to the best host that can be reached by then. `failed` were tried in this attempt.
     async fn connect(
         &self,
-        domain: &str,
+        way: &Way<'_>,
+        pass: &Pass,
         failed: &[SocketAddr],
         deadline: Instant,
     ) -> Result<Lease, Outcome> {
+        let domain = way.domain;
         let late = |_| Outcome::deferred("4.4.1", format!("no host of {domain} was ready in time"));
-        let hosts = match &self.smarthost {
-            Some(smarthost) => vec![smarthost.host.clone()],
-            None => {
-                let random = u64::from_le_bytes(random_bytes());
-                let hosts = route::mx_hosts(&self.dns, &self.network, domain, random);
-                timeout_at(deadline, hosts).await.map_err(late)?.map_err(Outcome::from_route)?
-            }
-        };
-        let last_host = hosts.len().saturating_sub(1);
+        let last_host = way.hosts.len().saturating_sub(1);
         let mut dials = failed.len();
         let (mut temporary, mut permanent) = (None, None);
-        for (nth, host) in hosts.into_iter().enumerate() {
-            let found = match timeout_at(deadline, self.addresses(&host)).await {
+        for (nth, host) in way.hosts.iter().enumerate() {
+            let found = match timeout_at(deadline, self.addresses(way, host)).await {
                 Ok(found) => found,
                 Err(late_by) => return Err(temporary.unwrap_or_else(|| late(late_by))),
             };
@@ -164,10 +277,13 @@ impl Relay {
                 let left = deadline.saturating_duration_since(Instant::now());
                 let is_last = nth == last_host && i == last_address || dials == MAX_DIALS;
                 let share = if is_last { left } else { left / 2 };
-                let silent = |_| Err(ClientError::Silent(Stage::Greeting));
-                match timeout(share, self.lease(&host, address)).await.unwrap_or_else(silent) {
+                let door = way.door(host, address);
+                match self.patiently(share, self.lease(way, pass, door)).await {
                     Ok(lease) => return Ok(lease),
-                    Err(error) => temporary = Some(Outcome::from_error(&error, &host)),
+                    Err(error) => {
+                        let via = Via { host: host.clone(), address, tls: None };
+                        temporary = Some(Outcome::from_error(&error, &via));
+                    }
                 }
             }
         }
@@ -176,76 +292,89 @@ impl Relay {
         Err(temporary.or(permanent.filter(|_| failed.is_empty())).unwrap_or_else(nowhere))
     }
 
-    async fn addresses(&self, host: &str) -> Result<Vec<SocketAddr>, RouteError> {
-        match &self.smarthost {
-            // The operator named the smarthost: it may be anywhere but here.
-            Some(smarthost) => {
-                let network =
-                    Network { port: smarthost.port, allow_private_addresses: true, ..self.network.clone() };
-                route::addresses(&self.dns, &network, host).await
-            }
-            None => route::addresses(&self.dns, &self.network, host).await,
+    /// Waits for a host for its share of the time; beyond `PROMPT` only where not too many are waited for already.
+    async fn patiently(
+        &self,
+        share: Duration,
+        lease: impl Future<Output = Result<Lease, ClientError>>,
+    ) -> Result<Lease, ClientError> {
+        let silent = || ClientError::Silent(Stage::Greeting);
+        let mut lease = std::pin::pin!(lease);
+        if let Ok(prompt) = timeout(share.min(PROMPT), &mut lease).await {
+            return prompt;
         }
+        let Ok(_place) = self.slow.try_acquire() else { return Err(silent()) };
+        timeout(share.saturating_sub(PROMPT), lease).await.unwrap_or_else(|_| Err(silent()))
     }
 
-    async fn lease(&self, host: &str, address: SocketAddr) -> Result<Lease, ClientError> {
-        let closed = || ClientError::Closed(Stage::Connect);
-        let (slot, idle) = self.pool.slot(address).await.ok_or_else(closed)?;
-        let host = host.to_owned();
-        match idle {
-            Some(client) => Ok(Lease { slot, client, host, used: true }),
-            None => {
-                let client = self.dial(&host, address).await?;
-                Ok(Lease { slot, client, host, used: false })
+    /// The addresses of a host, in the order in which they are dialled.
+    async fn addresses(&self, way: &Way<'_>, host: &str) -> Result<Vec<SocketAddr>, RouteError> {
+        let network = match way.smarthost {
+            // The operator named the smarthost: it may be anywhere but here.
+            Some(smarthost) => {
+                Network { port: smarthost.port, allow_private_addresses: true, ..self.network.clone() }
             }
+            None => self.network.clone(),
+        };
+        let found = route::addresses(&self.dns, &network, host).await?;
+        Ok(route::by_family(found, self.config.prefer == Family::Ipv6))
+    }
+
+    async fn lease(&self, way: &Way<'_>, pass: &Pass, door: Door) -> Result<Lease, ClientError> {
+        if let Some(client) = self.pool.take(&door) {
+            return Ok(Lease { door, client, used: true });
         }
+        self.pool.make_room(&pass.site);
+        pass.dials();
+        let client = self.dial(way, &door).await?;
+        Ok(Lease { door, client, used: false })
     }
 
     /// A new connection that knows our name: in TLS where it can be had.
-    async fn dial(&self, host: &str, address: SocketAddr) -> Result<Client, ClientError> {
-        if let Some(smarthost) = &self.smarthost {
-            return self.dial_smarthost(smarthost, address).await;
+    async fn dial(&self, way: &Way<'_>, door: &Door) -> Result<Client, ClientError> {
+        if let Some(smarthost) = way.smarthost {
+            return self.dial_smarthost(smarthost, door).await;
         }
-        let mut client = Client::connect(address, self.deadlines).await?;
-        client.hello(&self.hostname).await?;
+        let client = self.greet(door).await?;
         if !client.offers.starttls {
             return Ok(client);
         }
-        match client.start_tls(&self.hostname, host, self.opportunistic.clone()).await {
+        match client.start_tls(&door.hello, &door.host, self.opportunistic.clone()).await {
             Err(error) if error.stage() == Stage::StartTls => {
-                tracing::info!(relay.host = host, relay.address = %address, %error, "TLS broke, sending in clear");
-                let mut client = Client::connect(address, self.deadlines).await?;
-                client.hello(&self.hostname).await?;
-                Ok(client)
+                tracing::info!(relay.host = door.host, relay.address = %door.address, %error, "TLS broke, sending in clear");
+                self.greet(door).await
             }
             outcome => outcome,
         }
     }
 
+    /// Connected, greeted, and in clear.
+    async fn greet(&self, door: &Door) -> Result<Client, ClientError> {
+        let mut client = Client::connect(door.address, door.from, self.deadlines).await?;
+        client.hello(&door.hello).await?;
+        Ok(client)
+    }
+
     /// A smarthost gets our password, so its certificate must be good, and never in clear over a network.
-    async fn dial_smarthost(
-        &self,
-        smarthost: &Smarthost,
-        address: SocketAddr,
-    ) -> Result<Client, ClientError> {
+    async fn dial_smarthost(&self, smarthost: &Smarthost, door: &Door) -> Result<Client, ClientError> {
         let config = match smarthost.login {
             Some(_) => self.verifying.clone(),
             None => self.opportunistic.clone(),
         };
         let mut client = if smarthost.implicit_tls {
-            let mut client = Client::connect_tls(address, &smarthost.host, config, self.deadlines).await?;
-            client.hello(&self.hostname).await?;
+            let dialled = Client::connect_tls(door.address, door.from, &door.host, config, self.deadlines);
+            let mut client = dialled.await?;
+            client.hello(&door.hello).await?;
             client
         } else {
-            let mut client = Client::connect(address, self.deadlines).await?;
-            client.hello(&self.hostname).await?;
+            let client = self.greet(door).await?;
             match client.offers.starttls {
-                true => client.start_tls(&self.hostname, &smarthost.host, config).await?,
+                true => client.start_tls(&door.hello, &door.host, config).await?,
                 false => client,
             }
         };
         if let Some(login) = &smarthost.login {
-            if !client.encrypted && !address.ip().is_loopback() {
+            if !client.encrypted && !door.address.ip().is_loopback() {
                 let text = "the smarthost offers no TLS, and the password is not sent in clear";
                 return Err(ClientError::Unable("4.7.0", text.into()));
             }
@@ -257,6 +386,8 @@ impl Relay {
     /// The transactions. An error: the host took nothing, and another may.
     async fn hand_over(
         &self,
+        way: &Way<'_>,
+        pass: &Pass,
         mut lease: Lease,
         parcel: &Parcel<'_>,
         message: &WireMessage,
@@ -271,10 +402,10 @@ impl Relay {
             if recipients.is_empty() {
                 break;
             }
-            match self.transact(&mut lease, parcel, &recipients, message).await {
-                Ok(answers) => settle(&mut outcomes, &batch, &answers, &lease.host),
+            match self.transact(way, &mut lease, parcel, &recipients, message).await {
+                Ok(answers) => settle(&mut outcomes, &batch, &answers, &lease.via()),
                 Err(error) => {
-                    let outcome = Outcome::from_error(&error, &lease.host);
+                    let outcome = Outcome::from_error(&error, &lease.via());
                     let took_nothing = outcomes.iter().all(Option::is_none)
                         && !matches!(error, ClientError::Unable(..))
                         && !matches!(error.stage(), Stage::Body | Stage::Dot);
@@ -285,7 +416,7 @@ impl Relay {
                 }
             }
         }
-        self.pool.keep(lease.slot, lease.client);
+        self.keep(pass, lease);
         let unfinished = || Outcome::deferred("4.5.3", "the remote takes too few recipients at once");
         Ok(outcomes.into_iter().map(|o| o.unwrap_or_else(unfinished)).collect())
     }
@@ -293,6 +424,7 @@ impl Relay {
     /// One transaction; over a new connection when the kept one turns out to be gone.
     async fn transact(
         &self,
+        way: &Way<'_>,
         lease: &mut Lease,
         parcel: &Parcel<'_>,
         recipients: &[&Address],
@@ -309,18 +441,18 @@ impl Relay {
         if !std::mem::take(&mut lease.used) || !gone {
             return outcome;
         }
-        lease.client = timeout(DIALLING, self.dial(&lease.host, lease.slot.address))
+        lease.client = timeout(DIALLING, self.dial(way, &lease.door))
             .await
             .map_err(|_| ClientError::Silent(Stage::Greeting))??;
         lease.client.send(from, recipients, message).await
     }
 }
 
-fn settle(outcomes: &mut [Option<Outcome>], batch: &[usize], answers: &[Answer], host: &str) {
+fn settle(outcomes: &mut [Option<Outcome>], batch: &[usize], answers: &[Answer], via: &Via) {
     // "Enough recipients" is said only after some were taken, so a further transaction makes progress.
     for (i, answer) in batch.iter().zip(answers).filter(|(_, answer)| !answer.again) {
         if let Some(place) = outcomes.get_mut(*i) {
-            let outcome = Outcome::from_reply(&answer.reply, host);
+            let outcome = Outcome::from_reply(&answer.reply, via);
             *place = Some(Outcome { personal: answer.personal, ..outcome });
         }
     }

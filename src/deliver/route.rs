@@ -107,6 +107,22 @@ pub(crate) async fn addresses(
     vetted(host, answer, network)
 }
 
+/// The preferred family first, then the families in turns, so that an attempt that has few dials tries both
+/// (RFC 8305 §4).
+pub(crate) fn by_family(addresses: Vec<SocketAddr>, ipv6_first: bool) -> Vec<SocketAddr> {
+    let (first, second): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|a| a.is_ipv6() == ipv6_first);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut order = Vec::new();
+    loop {
+        let before = order.len();
+        order.extend(first.next());
+        order.extend(second.next());
+        if order.len() == before {
+            return order;
+        }
+    }
+}
+
 fn vetted(
     host: &str,
     answer: Result<Vec<IpAddr>, DnsError>,
@@ -129,7 +145,7 @@ fn vetted(
             Some(reason) => why = Some(reason),
         }
     }
-    good.truncate(MAX_ADDRESSES);
+    let good: Vec<SocketAddr> = by_family(good, false).into_iter().take(MAX_ADDRESSES).collect();
     match (good.is_empty(), why) {
         (true, Some(reason)) => {
             Err(RouteError::permanent("5.4.4", format!("{host} is {reason}, where no mail is sent")))
@@ -317,6 +333,14 @@ mod tests {
             vetted("h", Err(DnsError::Temporary("x".into())), &network()),
             Err(RouteError::Temporary(_))
         ));
+    }
+
+    #[test]
+    fn both_families_are_among_the_first_two() {
+        let list = |text: &[&str]| text.iter().map(|a| a.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        let found = list(&["8.8.8.8:25", "8.8.4.4:25", "[2a00::1]:25"]);
+        assert_eq!(by_family(found.clone(), true), list(&["[2a00::1]:25", "8.8.8.8:25", "8.8.4.4:25"]));
+        assert_eq!(by_family(found, false), list(&["8.8.8.8:25", "[2a00::1]:25", "8.8.4.4:25"]));
     }
 
     #[test]

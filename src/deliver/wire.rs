@@ -23,6 +23,14 @@ impl Wire {
         }
     }
 
+    /// How it is encrypted, in words; `None` in clear.
+    pub(crate) fn protection(&self) -> Option<String> {
+        match self {
+            Wire::Clear(_) => None,
+            Wire::Tls(stream) => Some(crate::tls::describe(stream.get_ref().1)),
+        }
+    }
+
     pub(crate) async fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         match self {
             Wire::Clear(stream) => stream.write_all(bytes).await,

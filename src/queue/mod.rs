@@ -338,7 +338,7 @@ impl Queue {
     fn mend(&mut self) {
         let Some(stranded) = self.stranded else { return };
         let waiting = self.plan.take_waiting();
-        self.give_back(waiting.into_iter().flat_map(|parcel| parcel.deliveries).collect());
+        self.give_back(waiting.into_iter().flat_map(|parcel| parcel.deliveries).collect(), None);
         if !self.tasks.is_empty() {
             return;
         }
@@ -369,7 +369,7 @@ impl Queue {
             }
             Ok((id, Done::Back(back))) => {
                 self.parcel_is_back(id, back.reached);
-                self.give_back(back.untried);
+                self.give_back(back.untried, back.not_before);
             }
             Ok((_, Done::GivenBack(Ok(())) | Done::Reported)) => self.more = true,
             Ok((_, Done::GivenBack(Err(error)))) => {
@@ -443,7 +443,7 @@ impl Queue {
     fn trim<'a>(&mut self, domains: impl Iterator<Item = &'a str>) {
         let over: Vec<Parcel> = domains.flat_map(|domain| self.plan.trim(domain)).collect();
         if !over.is_empty() {
-            self.give_back(over.into_iter().flat_map(|parcel| parcel.deliveries).collect());
+            self.give_back(over.into_iter().flat_map(|parcel| parcel.deliveries).collect(), None);
             // They are due, and left out until what waits for their destinations has left.
             self.left_out = self.plan.busy().len();
         }
@@ -478,12 +478,12 @@ impl Queue {
     /// What waits is given back; what is under way may finish, as long as the server lets it.
     async fn stop(mut self) {
         let waiting = self.plan.take_waiting();
-        self.give_back(waiting.into_iter().flat_map(|parcel| parcel.deliveries).collect());
+        self.give_back(waiting.into_iter().flat_map(|parcel| parcel.deliveries).collect(), None);
         while let Some(done) = self.tasks.join_next().await {
             match done {
-                Ok(Done::Back(back)) => self.give_back(back.untried),
+                Ok(Done::Back(back)) => self.give_back(back.untried, back.not_before),
                 // Claimed a moment before the stop.
-                Ok(Done::Claimed(Ok(claimed))) => self.give_back(claimed.rows),
+                Ok(Done::Claimed(Ok(claimed))) => self.give_back(claimed.rows, None),
                 Ok(Done::GivenBack(Err(error))) => {
                     tracing::warn!(%error, "rows could not be given back; the next start recovers them");
                 }
@@ -495,7 +495,7 @@ impl Queue {
     }
 
     /// In the background, as one of the queue's own tasks: they were not tried, so nothing is marked.
-    fn give_back(&mut self, rows: Vec<Delivery>) {
+    fn give_back(&mut self, rows: Vec<Delivery>, not_before: Option<Millis>) {
         if rows.is_empty() {
             return;
         }
@@ -507,7 +507,7 @@ impl Queue {
                     let (node, rows) = (node.clone(), rows.clone());
                     Box::pin(async move {
                         for row in rows.iter() {
-                            delivery::give_back(tx, &node, row).await?;
+                            delivery::give_back(tx, &node, row, not_before).await?;
                         }
                         Ok(())
                     })

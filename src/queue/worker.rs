@@ -14,7 +14,8 @@ use crate::config::Relay as RelayConfig;
 use crate::deliver::capture::{self, Simulated};
 use crate::deliver::letter::{Desk, Letter};
 use crate::deliver::outcome::{Fate, Outcome};
-use crate::deliver::relay::{self, Relay};
+use crate::deliver::relay::{self, Attempt, Relay};
+use crate::deliver::site::NotNow;
 use crate::deliver::{bounce, return_path, schedule};
 use crate::floor::Floor;
 use crate::ids::random_bytes;
@@ -43,8 +44,10 @@ pub(super) struct Workshop {
 pub(super) struct Back {
     /// The destination answered, whatever it said.
     pub(super) reached: bool,
-    /// Rows that were not tried, because the server stops.
+    /// Rows that were not tried, because the server stops or it is not their time.
     pub(super) untried: Vec<Delivery>,
+    /// When they may be: their destination has had its share for now.
+    pub(super) not_before: Option<Millis>,
 }
 
 impl Workshop {
@@ -57,7 +60,7 @@ impl Workshop {
                         self.report(delivery, outcome, false).await;
                     }
                 }
-                Back { reached: true, untried: Vec::new() }
+                Back { reached: true, untried: Vec::new(), not_before: None }
             }
             Route::Capture => {
                 for delivery in parcel.deliveries {
@@ -67,7 +70,7 @@ impl Workshop {
                     drop(room);
                     self.report(delivery, outcome, complains).await;
                 }
-                Back { reached: true, untried: Vec::new() }
+                Back { reached: true, untried: Vec::new(), not_before: None }
             }
         }
     }
@@ -99,12 +102,27 @@ impl Workshop {
         let mail_from = deliveries.first().and_then(|delivery| self.return_path(delivery));
         let sent = relay::Parcel { domain: &parcel.domain, mail_from, recipients: addresses };
         let outcomes = self.relay.attempt(&sent, &parcel.letter, &self.stop).await;
-        let Some(outcomes) = outcomes else { return Back { reached: false, untried: deliveries } };
+        let outcomes = match outcomes {
+            Attempt::Ended(outcomes) => outcomes,
+            Attempt::Stopped => return Back { reached: false, untried: deliveries, not_before: None },
+            Attempt::NotNow(not_now) => return self.put_off(deliveries, &not_now).await,
+        };
         let reached = outcomes.iter().any(|o| o.fate == Fate::Delivered || o.personal);
         for (delivery, outcome) in deliveries.into_iter().zip(outcomes) {
             self.report(delivery, outcome, false).await;
         }
-        Back { reached, untried: Vec::new() }
+        Back { reached, untried: Vec::new(), not_before: None }
+    }
+
+    /// Nothing was tried, and nothing is counted; what would expire meanwhile has come to its end.
+    async fn put_off(&self, deliveries: Vec<Delivery>, not_now: &NotNow) -> Back {
+        let wait = i64::try_from(not_now.wait.as_millis()).unwrap_or(i64::MAX);
+        let until = self.floor.clock.now().saturating_add(wait.max(100));
+        let (untried, over): (Vec<_>, Vec<_>) = deliveries.into_iter().partition(|d| d.expires_at > until);
+        for delivery in over {
+            self.report(delivery, Outcome::deferred("4.4.1", not_now.why.clone()), false).await;
+        }
+        Back { reached: false, untried, not_before: Some(until) }
     }
 
     /// RFC 5321 §4.4: where bounces of this message come back to. Without a valid one, none are wanted.
@@ -197,7 +215,7 @@ fn decide(
             // RFC 3463 §3.5, X.4.7: delivery time expired.
             // The same words each time that it is found out: see `bounce`.
             let text = format!("given up; the last attempt: {}", outcome.text);
-            outcome = Outcome { host: outcome.host, ..Outcome::failed("5.4.7", text) };
+            outcome = Outcome { via: outcome.via, ..Outcome::failed("5.4.7", text) };
         }
     }
     let settled = Settled {
@@ -207,7 +225,7 @@ fn decide(
             Fate::Failed => "failed",
         },
         status: Some(outcome.status.clone()),
-        reply: Some(match &outcome.host {
+        reply: Some(match outcome.host() {
             Some(host) => format!("{host}: {}", outcome.text),
             None => outcome.text.clone(),
         }),
@@ -223,7 +241,7 @@ fn log(delivery: &Delivery, outcome: &Outcome, settled: &Settled) {
         delivery.domain = delivery.domain,
         delivery.attempts = delivery.attempts,
         delivery.status = outcome.status,
-        relay.host = outcome.host,
+        relay.host = outcome.host(),
         relay.reply = outcome.text,
         "{}",
         settled.state
@@ -264,11 +282,9 @@ mod tests {
 
     fn config() -> RelayConfig {
         RelayConfig {
-            port: 25,
-            allow_private_addresses: false,
-            smarthost: None,
             retry: vec![Duration::from_secs(60), Duration::from_secs(3_600)],
             expire: Duration::from_secs(5 * 86_400),
+            ..RelayConfig::default()
         }
     }
 

@@ -240,11 +240,16 @@ pub async fn settle(
     Ok(changed == 1)
 }
 
-/// The row was claimed and nothing was sent: due as before, the attempt not counted.
-pub async fn give_back(tx: &mut Tx, node: &str, delivery: &Delivery) -> Result<(), StoreError> {
+/// The row was claimed and nothing was sent: due as before, or not before a time; the attempt is not counted.
+pub async fn give_back(
+    tx: &mut Tx,
+    node: &str,
+    delivery: &Delivery,
+    not_before: Option<Millis>,
+) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE delivery SET state = 'due', attempts = attempts - 1, node = NULL, attempting_since = NULL,
-                updated_at = $6
+                updated_at = $6, next_attempt_at = $7
          WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'attempting' AND node = $4
            AND attempts = $5",
         &[
@@ -254,6 +259,7 @@ pub async fn give_back(tx: &mut Tx, node: &str, delivery: &Delivery) -> Result<(
             node.into(),
             delivery.attempts.into(),
             tx.now().into(),
+            not_before.unwrap_or(delivery.next_attempt_at).into(),
         ],
     )
     .await?;

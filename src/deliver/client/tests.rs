@@ -125,7 +125,7 @@ async fn deliver(script: &str) -> (Result<Vec<u16>, ClientError>, String) {
     let (address, task) = remote(script).await;
     let recipients = [to("a@remote.example"), to("b@remote.example"), to("c@remote.example")];
     let outcome = async {
-        let mut client = Client::connect(address, short()).await?;
+        let mut client = Client::connect(address, None, short()).await?;
         client.hello("mx.agents.example").await?;
         let message = WireMessage::new(&[MESSAGE]).unwrap();
         let from = to("b-token@agents.example");
@@ -228,7 +228,7 @@ async fn a_remote_that_hangs_or_closes_is_left_at_each_stage() {
             let recipients = [to("a@r.example"), to("b@r.example"), to("c@r.example")];
             let message = WireMessage::new(&[MESSAGE]).unwrap();
             let error = async {
-                let mut client = Client::connect(address, short()).await?;
+                let mut client = Client::connect(address, None, short()).await?;
                 client.hello("mx.agents.example").await?;
                 client.send(None, &recipients.each_ref()[..], &message).await
             }
@@ -263,7 +263,7 @@ async fn what_was_said_before_tls_is_forgotten() {
     let script = "S: 220 mx\nC: EHLO\nS: 250-mx\nS: 250-SMTPUTF8\nS: 250 STARTTLS\nC: STARTTLS\n\
                   S: 220 go\\r\\n250-injected\\r\\n250 SMTPUTF8\ntls\nC: EHLO\nS: 250-mx\nS: 250 PIPELINING\n";
     let (address, _task) = remote(script).await;
-    let mut client = Client::connect(address, short()).await.unwrap();
+    let mut client = Client::connect(address, None, short()).await.unwrap();
     client.hello("mx.agents.example").await.unwrap();
     assert!(client.offers.smtputf8 && client.offers.starttls);
     let client = client.start_tls("mx.agents.example", "mx.test", certificate().0).await.unwrap();
@@ -276,12 +276,12 @@ async fn what_was_said_before_tls_is_forgotten() {
 async fn tls_that_breaks_is_told_apart_from_tls_that_is_declined() {
     let offer = "S: 220 mx\nC: EHLO\nS: 250-mx\nS: 250 STARTTLS\nC: STARTTLS\n";
     let (address, _task) = remote(&format!("{offer}S: 454 not now\n")).await;
-    let mut client = Client::connect(address, short()).await.unwrap();
+    let mut client = Client::connect(address, None, short()).await.unwrap();
     client.hello("x").await.unwrap();
     assert!(!client.start_tls("x", "mx.test", certificate().0).await.unwrap().encrypted);
     for broken in ["S: 220 go\nS: what is a ClientHello?\nclose", "S: 220 go\nclose", "S: 220 go\nhang"] {
         let (address, _task) = remote(&format!("{offer}{broken}")).await;
-        let mut client = Client::connect(address, short()).await.unwrap();
+        let mut client = Client::connect(address, None, short()).await.unwrap();
         client.hello("x").await.unwrap();
         let error = client.start_tls("x", "mx.test", certificate().0).await.err().expect(broken);
         assert!(matches!(error, ClientError::Tls(_)), "{error:?}");
@@ -299,7 +299,7 @@ async fn what_the_remote_lacks_is_found_before_it_is_sent() {
     ];
     for (recipient, raw, status) in cases {
         let (address, _task) = remote(offers).await;
-        let mut client = Client::connect(address, short()).await.unwrap();
+        let mut client = Client::connect(address, None, short()).await.unwrap();
         client.hello("x").await.unwrap();
         let message = WireMessage::new(&[raw]).unwrap();
         let error = client.send(None, &[&to(recipient)], &message).await.unwrap_err();
@@ -314,7 +314,7 @@ async fn too_many_recipients_is_no_refusal_of_the_rest() {
          C: DATA\nS: 354 a\nC.\nS: 250 a"
     );
     let (address, _task) = remote(&script).await;
-    let mut client = Client::connect(address, short()).await.unwrap();
+    let mut client = Client::connect(address, None, short()).await.unwrap();
     client.hello("mx.agents.example").await.unwrap();
     let recipients = [to("a@r.example"), to("b@r.example"), to("c@r.example")];
     let message = WireMessage::new(&[MESSAGE]).unwrap();

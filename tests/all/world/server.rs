@@ -140,6 +140,8 @@ port = {relay_port}
 allow_private_addresses = true
 retry = ["1s", "1s", "2s", "2s", "5s"]
 expire = "10m"
+[relay.limits]
+hold = "2s"
 {more}"#,
             data = dir.join("data").display(),
             key_file = key_file.unwrap_or_default(),

@@ -1,0 +1,355 @@
+//! What one MX site is asked to bear, and what it may cost us: limits by the set of MX hosts, not by domain.
+//!
+//! A thousand domains may share a provider, and it counts us once. Promises, for each site and this node:
+//! never more connections at once, new ones and messages a minute than its limits say; a site that has not
+//! answered yet, or no longer does, has one attempt under way and no more; after several connections in a row
+//! that came to nothing it is left alone for a while. Who may not go now hears when to come again, and is not
+//! counted as tried. Waiting is short and bounded, so that no site fills the places that others need.
+//!
+//! The idea and the order of magnitude of the numbers are KumoMTA's (`mx_rollup`, `connection_limit`,
+//! `max_connection_rate`, `consecutive_connection_failures_before_delay`).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+use crate::config::{SiteLimits, SiteRule};
+
+/// Sites remembered; beyond it those that nothing is known against are forgotten.
+const MAX_SITES: usize = 10_000;
+/// Attempts that wait for a connection to a site that answers, and to one that has not yet.
+const MAX_WAITING: usize = 48;
+const MAX_WAITING_UNKNOWN: usize = 2;
+/// How long they wait, and when who may not wait comes again.
+const PATIENCE: Duration = Duration::from_secs(3);
+const SOON: Duration = Duration::from_secs(5);
+/// The part of a minute's allowance that may be used at once.
+const BURST: f64 = 6.0;
+
+/// Providers whose hosts are one site, whichever names they have: the mail of many domains goes through one gate.
+const PROVIDERS: &[&str] = &[
+    "google.com",
+    "googlemail.com",
+    "outlook.com",
+    "mx.microsoft",
+    "yahoodns.net",
+    "icloud.com",
+    "pphosted.com",
+    "ppe-hosted.com",
+    "mimecast.com",
+    "iphmx.com",
+    "barracudanetworks.com",
+    "messagelabs.com",
+    "messagingengine.com",
+    "zoho.com",
+    "gmx.net",
+    "kundenserver.de",
+    "ovh.net",
+    "protonmail.ch",
+    "amazonaws.com",
+    "secureserver.net",
+];
+
+/// The name of the site that these hosts are: their set, with providers rolled up.
+pub(crate) fn name(hosts: &[String]) -> String {
+    let rolled = |host: &String| {
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let of = |provider: &&&str| is_below(&host, provider);
+        PROVIDERS.iter().find(of).map_or_else(|| host.clone(), |provider| (*provider).to_owned())
+    };
+    let set: std::collections::BTreeSet<String> = hosts.iter().map(rolled).collect();
+    set.into_iter().collect::<Vec<_>>().join(",")
+}
+
+fn is_below(host: &str, domain: &str) -> bool {
+    host.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// All sites, and their limits.
+pub(crate) struct Sites {
+    limits: SiteLimits,
+    rules: Vec<SiteRule>,
+    table: Mutex<HashMap<String, Site>>,
+}
+
+struct Site {
+    limits: SiteLimits,
+    connections: Arc<Semaphore>,
+    /// One permit: who has it may try a site that has not answered.
+    probe: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+    answers: bool,
+    failures: u32,
+    held_until: Option<Instant>,
+    dials: Bucket,
+    messages: Bucket,
+}
+
+/// An allowance for each minute, refilled steadily.
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    /// Zero: no limit.
+    per_minute: u32,
+    tokens: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn new(per_minute: u32, now: Instant) -> Bucket {
+        Bucket { per_minute, tokens: Bucket::most(per_minute), at: now }
+    }
+
+    fn most(per_minute: u32) -> f64 {
+        (f64::from(per_minute) / BURST).max(1.0)
+    }
+
+    /// How long until there is one; `None`: now.
+    fn wait(&mut self, now: Instant) -> Option<Duration> {
+        if self.per_minute == 0 {
+            return None;
+        }
+        let a_second = f64::from(self.per_minute) / 60.0;
+        let since = now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens = (self.tokens + since * a_second).min(Bucket::most(self.per_minute));
+        self.at = now;
+        (self.tokens < 1.0).then(|| Duration::from_secs_f64((1.0 - self.tokens) / a_second))
+    }
+
+    /// Takes one, into debt if need be: what was promised by `wait` is kept, and the next one pays.
+    fn take(&mut self) {
+        self.tokens -= 1.0;
+    }
+}
+
+/// Not now: when to come again, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NotNow {
+    pub(crate) wait: Duration,
+    pub(crate) why: String,
+}
+
+/// The right to one connection to a site.
+pub(crate) struct Pass {
+    sites: Arc<Sites>,
+    pub(crate) site: String,
+    pub(crate) messages_per_connection: u32,
+    _connection: OwnedSemaphorePermit,
+    _probe: Option<OwnedSemaphorePermit>,
+}
+
+impl Site {
+    fn new(limits: SiteLimits, now: Instant) -> Site {
+        Site {
+            connections: Arc::new(Semaphore::new(limits.connections as usize)),
+            probe: Arc::new(Semaphore::new(1)),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+            answers: false,
+            failures: 0,
+            held_until: None,
+            dials: Bucket::new(limits.connections_per_minute, now),
+            messages: Bucket::new(limits.messages_per_minute, now),
+            limits,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.connections.available_permits() >= self.limits.connections as usize
+    }
+
+    /// Whether it is on hold, or has had its share; `None`: it may be tried.
+    fn refuses(&mut self, has_idle: bool, now: Instant) -> Option<(Duration, &'static str)> {
+        self.held_until = self.held_until.filter(|until| *until > now);
+        if let Some(until) = self.held_until {
+            return Some((until - now, "is left alone after connections that came to nothing"));
+        }
+        if let Some(wait) = self.messages.wait(now) {
+            return Some((wait, "has had its messages for now"));
+        }
+        let wait = if has_idle { None } else { self.dials.wait(now) };
+        wait.map(|wait| (wait, "has had its new connections for now"))
+    }
+}
+
+impl Sites {
+    pub(crate) fn new(limits: SiteLimits, rules: Vec<SiteRule>) -> Arc<Sites> {
+        Arc::new(Sites { limits, rules, table: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Site>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What holds at a site: the first rule that names all of its hosts.
+    fn limits_of(&self, name: &str) -> SiteLimits {
+        let fits = |rule: &&SiteRule| name.split(',').all(|host| is_below(host, &rule.name));
+        self.rules.iter().find(fits).map_or(self.limits, |rule| rule.limits)
+    }
+
+    fn with<T>(&self, name: &str, now: Instant, look: impl FnOnce(&mut Site) -> T) -> T {
+        let mut table = self.lock();
+        if table.len() >= MAX_SITES && !table.contains_key(name) {
+            table.retain(|_, site| !site.is_idle() || site.held_until.is_some_and(|until| until > now));
+        }
+        let new = || Site::new(self.limits_of(name), now);
+        look(table.entry(name.to_owned()).or_insert_with(new))
+    }
+
+    /// Whether a message may go to the site now. `has_idle`: a connection is open that it can have.
+    pub(crate) async fn enter(self: &Arc<Sites>, name: &str, has_idle: bool) -> Result<Pass, NotNow> {
+        let now = Instant::now();
+        let not_now = |(wait, why): (Duration, &str)| NotNow { wait, why: format!("{name} {why}") };
+        let looked = |site: &mut Site| match site.refuses(has_idle, now) {
+            Some(refused) => Err(refused),
+            None => Ok((site.connections.clone(), site.probe.clone(), site.waiting.clone(), site.answers)),
+        };
+        let (connections, probe, waiting, answers) = self.with(name, now, looked).map_err(not_now)?;
+        let busy = || not_now((SOON, "has as many connections as it may"));
+        let until = now + PATIENCE;
+        let probe =
+            if answers { None } else { Some(permit(probe, &waiting, MAX_WAITING_UNKNOWN, until).await) };
+        let probe = match probe {
+            Some(None) => return Err(not_now((SOON, "has not answered yet"))),
+            Some(Some(probe)) => Some(probe),
+            None => None,
+        };
+        let connection = permit(connections, &waiting, MAX_WAITING, until).await.ok_or_else(busy)?;
+        let now = Instant::now();
+        let taken = |site: &mut Site| match site.refuses(has_idle, now) {
+            Some(refused) => Err(refused),
+            None => {
+                site.messages.take();
+                // Who waited for the first answer and has it now stands in nobody's way.
+                Ok((site.limits.messages_per_connection, !site.answers))
+            }
+        };
+        let (messages_per_connection, probing) = self.with(name, now, taken).map_err(not_now)?;
+        Ok(Pass {
+            sites: self.clone(),
+            site: name.to_owned(),
+            messages_per_connection,
+            _connection: connection,
+            _probe: probe.filter(|_| probing),
+        })
+    }
+}
+
+/// A permit, at once or after a short wait in a bounded queue.
+async fn permit(
+    from: Arc<Semaphore>,
+    waiting: &Arc<Semaphore>,
+    most: usize,
+    until: Instant,
+) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = from.clone().try_acquire_owned() {
+        return Some(permit);
+    }
+    let place = waiting.clone().try_acquire_owned().ok()?;
+    if waiting.available_permits() + most < MAX_WAITING {
+        return None;
+    }
+    let permit = timeout_at(until, from.acquire_owned()).await.ok()?.ok();
+    drop(place);
+    permit
+}
+
+impl Pass {
+    /// A new connection is about to be made.
+    pub(crate) fn dials(&self) {
+        self.sites.with(&self.site, Instant::now(), |site| site.dials.take());
+    }
+
+    /// The site answered for a message, whatever it said.
+    pub(crate) fn answered(&self) {
+        self.sites.with(&self.site, Instant::now(), |site| {
+            site.answers = true;
+            site.failures = 0;
+        });
+    }
+
+    /// No host of the site got as far as taking a message.
+    pub(crate) fn failed(&self) {
+        let now = Instant::now();
+        self.sites.with(&self.site, now, |site| {
+            site.answers = false;
+            site.failures = site.failures.saturating_add(1);
+            if site.failures >= site.limits.failures {
+                site.held_until = Some(now + site.limits.hold);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> SiteLimits {
+        SiteLimits {
+            connections: 2,
+            connections_per_minute: 0,
+            messages_per_minute: 0,
+            messages_per_connection: 100,
+            failures: 2,
+            hold: Duration::from_secs(300),
+        }
+    }
+
+    fn names(list: &[&str]) -> String {
+        name(&list.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn domains_of_one_provider_are_one_site() {
+        assert_eq!(names(&["ASPMX.L.Google.com", "alt1.aspmx.l.google.com"]), "google.com");
+        assert_eq!(names(&["a-example.mail.protection.outlook.com"]), "outlook.com");
+        assert_eq!(names(&["mx2.a.example", "mx1.a.example."]), names(&["mx1.a.example", "MX2.a.example"]));
+        assert_eq!(names(&["mx.notgoogle.com"]), "mx.notgoogle.com");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_site_that_never_answered_has_one_attempt_under_way() {
+        let sites = Sites::new(limits(), Vec::new());
+        let first = sites.enter("hangs", false).await.unwrap();
+        assert!(sites.enter("hangs", false).await.err().unwrap().why.contains("not answered"));
+        let _other = sites.enter("well", false).await.unwrap();
+        first.answered();
+        let _second = sites.enter("hangs", false).await.unwrap();
+        assert!(sites.enter("hangs", false).await.err().unwrap().why.contains("as many connections"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_site_is_left_alone_and_then_tried_once() {
+        let sites = Sites::new(limits(), Vec::new());
+        sites.enter("dead", false).await.unwrap().failed();
+        sites.enter("dead", false).await.unwrap().failed();
+        let refused = sites.enter("dead", true).await.err().unwrap();
+        assert_eq!(refused.wait, Duration::from_secs(300));
+        tokio::time::advance(Duration::from_secs(301)).await;
+        let probe = sites.enter("dead", false).await.unwrap();
+        probe.failed();
+        drop(probe);
+        assert!(sites.enter("dead", false).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_minute_has_its_messages_and_its_connections() {
+        let slow = SiteLimits { messages_per_minute: 60, connections_per_minute: 6, ..limits() };
+        let rule = SiteRule { name: "slow.example".into(), limits: slow };
+        let sites = Sites::new(limits(), vec![rule]);
+        for _ in 0..10 {
+            let pass = sites.enter("mx.slow.example", true).await.unwrap();
+            pass.answered();
+        }
+        let refused = sites.enter("mx.slow.example", true).await.err().unwrap();
+        assert!(refused.why.contains("messages") && refused.wait <= Duration::from_secs(1), "{refused:?}");
+        tokio::time::advance(Duration::from_secs(5)).await;
+        sites.enter("mx.slow.example", false).await.unwrap().dials();
+        let refused = sites.enter("mx.slow.example", false).await.err().unwrap();
+        assert!(refused.why.contains("new connections"), "{refused:?}");
+        assert!(sites.enter("mx.slow.example", true).await.is_ok(), "an open one may be used");
+        assert!(sites.enter("mx.fast.example", false).await.is_ok());
+    }
+}
