@@ -27,6 +27,7 @@ mod limits;
 mod out;
 mod policy;
 mod reading;
+mod remotes;
 mod reports;
 mod road;
 mod sdk;

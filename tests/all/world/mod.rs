@@ -6,6 +6,7 @@ pub mod mail;
 pub mod needs;
 pub mod postfix;
 pub mod postgres;
+pub mod scripted;
 pub mod server;
 pub mod sink;
 pub mod smtp;

@@ -1,0 +1,203 @@
+//! Remotes that hang, close, lie and babble, at every stage: each has a stated outcome, and none delays another.
+
+use serde_json::{Value, json};
+
+use crate::world::{
+    dns::Dns,
+    eventually,
+    scripted::{Act, Scripted},
+    server::TestServer,
+    sink::Sink,
+};
+
+const SEND: &str = "/v0/inboxes/ada@agents.example/messages/send";
+const DEFERRED: &str = "delivery.deferred";
+const BOUNCED: &str = "message.bounced";
+const DELIVERED: &str = "message.delivered";
+
+/// Waits for what became of a recipient, with words that must be in it.
+async fn became(server: &TestServer, recipient: &str, kind: &str, words: &str) -> Value {
+    eventually(&format!("{kind} for {recipient} with {words:?}"), async || {
+        let path = format!("/v1/events?event_types={kind}&limit=1000");
+        let events = server.api.get(&path).await.ok();
+        let fits = |event: &&Value| {
+            let text = event.to_string();
+            text.contains(recipient) && text.contains(words)
+        };
+        events["events"].as_array()?.iter().find(fits).cloned()
+    })
+    .await
+}
+
+async fn send(server: &TestServer, to: &[&str]) {
+    let body = json!({"to": to, "subject": "Hi", "text": ".dot\nline\n\n."});
+    server.api.post(SEND, body).await.ok();
+}
+
+fn zone(domain: &str, remote: &Scripted) -> String {
+    format!("{domain} MX 10 mx.{domain}\nmx.{domain} A {}\n", remote.address.ip())
+}
+
+/// At one stage this, at all others as a good server would.
+fn at(stage: &'static str, act: Act) -> impl Fn(&str, &str) -> Act + Send + Sync + 'static {
+    move |now, _| if now == stage { act.clone() } else { Act::Well }
+}
+
+fn say(text: &str) -> Act {
+    Act::Say(text.to_owned())
+}
+
+/// What the remote does, at which stage; what becomes of the message, and words of the reason.
+fn table() -> Vec<(&'static str, &'static str, Act, &'static str, &'static str)> {
+    vec![
+        ("hang-greeting", "GREETING", Act::Hang, DEFERRED, "silent at Greeting"),
+        ("hang-ehlo", "EHLO", Act::Hang, DEFERRED, "silent at Hello"),
+        ("hang-mail", "MAIL", Act::Hang, DEFERRED, "silent at Mail"),
+        ("hang-rcpt", "RCPT", Act::Hang, DEFERRED, "silent at Rcpt"),
+        ("hang-data", "DATA", Act::Hang, DEFERRED, "silent at Data"),
+        // The remote may have it: the next attempt is marked.
+        ("hang-dot", "DOT", Act::Hang, DEFERRED, "silent at Dot"),
+        ("close-greeting", "GREETING", Act::Close, DEFERRED, "Greeting"),
+        ("close-ehlo", "EHLO", Act::Close, DEFERRED, "Hello"),
+        ("close-mail", "MAIL", Act::Close, DEFERRED, "Mail"),
+        ("close-rcpt", "RCPT", Act::Close, DEFERRED, "Rcpt"),
+        ("close-data", "DATA", Act::Close, DEFERRED, "Data"),
+        ("close-dot", "DOT", Act::Close, DEFERRED, "Dot"),
+        ("web", "GREETING", say("HTTP/1.1 400 Bad Request"), DEFERRED, "did not answer in SMTP"),
+        ("binary", "EHLO", say("\u{1}\u{2}\u{3}"), DEFERRED, "did not answer in SMTP"),
+        ("lines", "RCPT", Act::Say("250-more\r\n".repeat(300) + "250 end"), DEFERRED, "more than 100 lines"),
+        ("megabyte", "EHLO", Act::Say(format!("250 {}", "x".repeat(1 << 20))), DEFERRED, "longer than 2 KiB"),
+        ("refuses-greeting", "GREETING", say("554 5.7.1 go away"), DEFERRED, "go away"),
+        ("later-mail", "MAIL", say("451 4.3.0 later"), DEFERRED, "later"),
+        ("later-rcpt", "RCPT", say("450 4.2.0 greylisted"), DEFERRED, "greylisted"),
+        ("later-dot", "DOT", say("451 4.3.0 not now"), DEFERRED, "not now"),
+        ("never-mail", "MAIL", say("550 5.7.1 not you"), BOUNCED, ""),
+        ("never-rcpt", "RCPT", say("550 5.1.1 no such user"), BOUNCED, ""),
+        ("never-data", "DATA", say("554 5.5.1 no"), BOUNCED, ""),
+        ("never-dot", "DOT", say("554 5.6.0 I do not like it"), BOUNCED, ""),
+        // RFC 5321 §4.2.1: the code of the last line counts.
+        ("two-codes", "RCPT", say("250-fine\r\n550 5.1.1 no"), BOUNCED, ""),
+        ("says-421", "RCPT", Act::Last("421 4.3.2 closing".into()), DEFERRED, "closing"),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_a_remote_does_the_message_has_its_stated_fate() {
+    let dns = Dns::start("").await;
+    let server =
+        TestServer::new().inbox("ada").dns(&dns).env("GATEPOST_RELAY__LONGEST_WAIT", "2s").start().await;
+    let mut remotes = Vec::new();
+    for (name, stage, act, kind, words) in table() {
+        let remote = Scripted::start(at(stage, act)).await;
+        dns.add(&zone(&format!("{name}.example"), &remote));
+        remotes.push((format!("bob@{name}.example"), kind, words, remote));
+    }
+    for (recipient, ..) in &remotes {
+        send(&server, &[recipient]).await;
+    }
+    for (recipient, kind, words, remote) in &remotes {
+        became(&server, recipient, kind, words).await;
+        // SMTP smuggling has two ends: nothing but CRLF ends a line.
+        let heard = remote.heard();
+        let bare = |at: usize| match heard[at] {
+            b'\n' => at == 0 || heard[at - 1] != b'\r',
+            b'\r' => heard.get(at + 1) != Some(&b'\n'),
+            _ => false,
+        };
+        assert!(!(0..heard.len()).any(bare), "{recipient}: a bare CR or LF was sent");
+    }
+}
+
+/// A message to several is answered for each, and a broken STARTTLS is what everybody had before: mail in clear.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn some_recipients_are_taken_and_broken_tls_goes_in_clear() {
+    let dns = Dns::start("").await;
+    let server =
+        TestServer::new().inbox("ada").dns(&dns).env("GATEPOST_RELAY__LONGEST_WAIT", "2s").start().await;
+    let some = Scripted::start(|stage, line| match (stage, line.contains("<gone@")) {
+        ("RCPT", true) => say("550 5.1.1 no such user"),
+        _ => Act::Well,
+    })
+    .await;
+    let broken = Scripted::start(|stage, _| match stage {
+        "EHLO" => say("250-mx.example\r\n250 STARTTLS"),
+        "STARTTLS" => Act::Last("220 go\r\nthis is no handshake".into()),
+        _ => Act::Well,
+    })
+    .await;
+    dns.add(&zone("some.example", &some));
+    dns.add(&zone("broken.example", &broken));
+    send(&server, &["here@some.example", "gone@some.example"]).await;
+    send(&server, &["bob@broken.example"]).await;
+    became(&server, "here@some.example", DELIVERED, "").await;
+    became(&server, "gone@some.example", BOUNCED, "").await;
+    became(&server, "bob@broken.example", DELIVERED, "").await;
+}
+
+/// DNS that fails, does not answer, or goes round in circles is a reason to wait; what does not exist is final.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dns_that_fails_defers_and_dns_that_says_no_is_final() {
+    let dns = Dns::start(
+        "fails.example SERVFAIL\nsilent.example DEAD\n\
+         nohost.example MX 10 mx.nohost.example\nnohost.example TXT x\n",
+    )
+    .await;
+    let server = TestServer::new().inbox("ada").dns(&dns).start().await;
+    for domain in ["fails", "silent", "nohost", "nowhere"] {
+        send(&server, &[&format!("bob@{domain}.example")]).await;
+    }
+    became(&server, "bob@fails.example", DEFERRED, "cannot be looked up").await;
+    became(&server, "bob@silent.example", DEFERRED, "cannot be looked up").await;
+    became(&server, "bob@nohost.example", BOUNCED, "").await;
+    became(&server, "bob@nowhere.example", BOUNCED, "").await;
+}
+
+/// Two domains of one provider are one site: what hangs at one of them has one connection, not one for each domain
+/// and message, and mail to others flows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_that_hangs_has_one_connection_and_delays_nobody() {
+    let hangs = Scripted::start(at("GREETING", Act::Hang)).await;
+    let sink = Sink::start().await;
+    let mut records = sink.zone("well.example");
+    let ip = hangs.address.ip();
+    records.push_str(&format!("mx.hangs.example A {ip}\n"));
+    for n in 0..10 {
+        records.push_str(&format!("d{n}.example MX 10 mx.hangs.example\n"));
+    }
+    let dns = Dns::start(&records).await;
+    let server = TestServer::new().inbox("ada").dns(&dns).start().await;
+    for n in 0..10 {
+        send(&server, &[&format!("a@d{n}.example"), &format!("b@d{n}.example")]).await;
+    }
+    send(&server, &["bob@well.example"]).await;
+    became(&server, "bob@well.example", DELIVERED, "").await;
+    assert!(hangs.connections() <= 1, "{} connections to a site that never answered", hangs.connections());
+}
+
+/// Reputations stay apart: mail of a domain leaves from its own address, under its own name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_domain_has_a_name_and_a_way_of_its_own() {
+    let smarthost = Scripted::start(|_, _| Act::Well).await;
+    let direct = Scripted::start(|_, _| Act::Well).await;
+    let dns = Dns::start(&format!(
+        "{}smart.example A {}\n",
+        zone("direct.example", &direct),
+        smarthost.address.ip()
+    ))
+    .await;
+    let config = format!(
+        "[[relay.source]]\ndomains = [\"agents.example\"]\nhello = \"out-7.agents.example\"\n\
+         [[relay.route]]\ndomains = [\"*.corp.example\"]\nsmarthost = \"smtp://smart.example:{}\"\n",
+        smarthost.address.port()
+    );
+    let server = TestServer::new().inbox("ada").dns(&dns).config(&config).start().await;
+    send(&server, &["bob@direct.example"]).await;
+    send(&server, &["eve@branch.corp.example"]).await;
+    became(&server, "bob@direct.example", DELIVERED, "").await;
+    became(&server, "eve@branch.corp.example", DELIVERED, "").await;
+    for (remote, recipient) in [(&direct, "RCPT TO:<bob@"), (&smarthost, "RCPT TO:<eve@")] {
+        let heard = String::from_utf8_lossy(&remote.heard()).into_owned();
+        assert!(heard.starts_with("EHLO out-7.agents.example\r\n"), "{heard}");
+        assert!(heard.contains(recipient), "{heard}");
+    }
+}
