@@ -142,7 +142,7 @@ mod tests {
     use super::*;
     use crate::deliver::outcome::Via;
     use crate::ids::InboxKey;
-    use crate::store::delivery::Route;
+    use crate::store::delivery::{Priority, Route};
 
     fn delivery() -> Delivery {
         Delivery {
@@ -153,6 +153,9 @@ mod tests {
             domain: "remote.example".into(),
             route: Route::Relay,
             state: "attempting".into(),
+            priority: Priority::Ordinary,
+            held_by: None,
+            via: None,
             next_attempt_at: 0,
             attempts: 1,
             maybe_duplicate: false,

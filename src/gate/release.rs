@@ -7,7 +7,7 @@ use super::{IDEMPOTENCY_KEPT, Job, SendError, Sent};
 use crate::address::Address;
 use crate::inbox::{add_to_thread, new_thread};
 use crate::screen::structure::Structure;
-use crate::store::delivery::{self, NewDelivery, Route};
+use crate::store::delivery::{self, NewDelivery, Priority, Route};
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, MAILBOX_SENT};
 use crate::store::message::{self, Direction, Message};
@@ -157,6 +157,10 @@ async fn enqueue(tx: &mut Tx, job: &Job, message_key: i64, first_key: i64) -> Re
             domain: address.domain().to_owned(),
             route: route(job, address),
             expires_at: tx.now() + expire,
+            priority: Priority::Ordinary,
+            not_before: None,
+            notice_at: None,
+            held_by: None,
         };
         delivery::insert(tx, &new).await?;
     }

@@ -31,7 +31,7 @@ use crate::deliver::letter::{Desk, Letter};
 use crate::deliver::relay::Relay;
 use crate::floor::Floor;
 use crate::ids::{InboxKey, random_token};
-use crate::store::delivery::{self, Delivery, Route};
+use crate::store::delivery::{self, Ahead, Delivery, Route, Turn};
 use crate::store::{StoreError, Topic};
 
 use plan::{Plan, Reach};
@@ -85,6 +85,7 @@ pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
         more: true,
         left_out: 0,
         next_due: None,
+        turn: Turn::default(),
         pulse: None,
         floor: floor.clone(),
         name: name.into(),
@@ -170,6 +171,8 @@ struct Queue {
     left_out: usize,
     /// When the next row is due, as far as known.
     next_due: Option<Millis>,
+    /// Whose turn it is.
+    turn: Turn,
     pulse: Option<Pulse>,
 }
 
@@ -197,10 +200,8 @@ enum Done {
 }
 
 struct Claimed {
-    rows: Vec<Delivery>,
-    next_due: Option<Millis>,
-    /// Not everything that was due could be had.
-    more: bool,
+    claimed: delivery::Claimed,
+    ahead: Ahead,
 }
 
 impl Queue {
@@ -319,12 +320,12 @@ impl Queue {
             (false, 0) => Some(GATHER),
             (false, _) => Some(GATHER_LONGER),
         };
-        let (floor, node) = (self.floor.clone(), self.node.clone());
+        let (floor, node, turn) = (self.floor.clone(), self.node.clone(), self.turn.clone());
         let task = self.tasks.spawn(async move {
             if let Some(gather) = gather {
                 tokio::time::sleep(gather).await;
             }
-            Done::Claimed(claim(&floor, &node, limit, busy).await)
+            Done::Claimed(claim(&floor, &node, limit, busy, turn).await)
         });
         self.claiming = Some(task.id());
     }
@@ -428,7 +429,9 @@ impl Queue {
                 return;
             }
         };
-        self.next_due = claimed.next_due;
+        let Claimed { claimed, ahead } = claimed;
+        self.next_due = ahead.due;
+        self.turn = claimed.turn;
         self.more |= claimed.more;
         let mut domains = HashSet::new();
         for parcel in self.parcels(claimed.rows) {
@@ -483,7 +486,7 @@ impl Queue {
             match done {
                 Ok(Done::Back(back)) => self.give_back(back.untried, back.not_before),
                 // Claimed a moment before the stop.
-                Ok(Done::Claimed(Ok(claimed))) => self.give_back(claimed.rows, None),
+                Ok(Done::Claimed(Ok(claimed))) => self.give_back(claimed.claimed.rows, None),
                 Ok(Done::GivenBack(Err(error))) => {
                     tracing::warn!(%error, "rows could not be given back; the next start recovers them");
                 }
@@ -525,17 +528,22 @@ fn reach(route: Route) -> Reach {
     }
 }
 
-async fn claim(floor: &Floor, node: &Arc<str>, limit: usize, busy: String) -> Result<Claimed, StoreError> {
+async fn claim(
+    floor: &Floor,
+    node: &Arc<str>,
+    limit: usize,
+    busy: String,
+    turn: Turn,
+) -> Result<Claimed, StoreError> {
     let (node, limit) = (node.clone(), i64::try_from(limit).unwrap_or(i64::MAX));
     floor
         .store
         .write(move |tx| {
-            let (node, busy) = (node.clone(), busy.clone());
+            let (node, busy, turn) = (node.clone(), busy.clone(), turn.clone());
             Box::pin(async move {
-                let rows = delivery::claim(tx, &node, limit, &busy).await?;
-                let more = rows.len() as i64 >= limit;
-                let next_due = if more { None } else { delivery::next_due(tx).await? };
-                Ok(Claimed { rows, next_due, more })
+                let claimed = delivery::claim(tx, &node, limit, &busy, &turn).await?;
+                let ahead = if claimed.more { Ahead::default() } else { delivery::ahead(tx).await? };
+                Ok(Claimed { claimed, ahead })
             })
         })
         .await

@@ -16,7 +16,7 @@ use crate::secrets::Secrets;
 use crate::spool::Spool;
 use crate::store::Store;
 use crate::store::body::{self, BodyStore};
-use crate::store::delivery::NewDelivery;
+use crate::store::delivery::{NewDelivery, Priority};
 use crate::store::event;
 use crate::store::inbox::{self, DEFAULT_POD, InboxStatus, NewInbox};
 use crate::store::suppression;
@@ -200,6 +200,10 @@ async fn release(floor: &Floor, inbox: InboxKey, route: Route, recipients: &[&st
                         domain: recipient.rsplit_once('@').unwrap().1.to_owned(),
                         route,
                         expires_at: tx.now() + 3_600_000,
+                        priority: Priority::Ordinary,
+                        not_before: None,
+                        notice_at: None,
+                        held_by: None,
                     };
                     delivery::insert(tx, &new).await?;
                 }
@@ -347,9 +351,13 @@ async fn what_a_dead_process_left_is_sent_again_and_marked() {
     let floor = floor(folder.path(), remote.port).await;
     let inbox = ada(&floor).await;
     let message = release(&floor, inbox, Route::Relay, &["bob@[127.0.0.1]"]).await;
-    let claimed: Result<Vec<Delivery>, StoreError> =
-        floor.store.write(|tx| Box::pin(delivery::claim(tx, "the dead one", 10, "[]"))).await;
-    let dead = claimed.unwrap();
+    let claimed: Result<delivery::Claimed, StoreError> = floor
+        .store
+        .write(|tx| {
+            Box::pin(async move { delivery::claim(tx, "the dead one", 10, "[]", &Turn::default()).await })
+        })
+        .await;
+    let dead = claimed.unwrap().rows;
     assert_eq!(dead.len(), 1);
     let queue = Running::start(&floor);
     let rows = until(&floor, inbox, message, "delivered").await;

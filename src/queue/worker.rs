@@ -254,6 +254,7 @@ mod tests {
 
     use super::*;
     use crate::ids::InboxKey;
+    use crate::store::delivery::Priority;
 
     const DAY: Millis = 86_400_000;
 
@@ -266,6 +267,9 @@ mod tests {
             domain: "remote.example".into(),
             route: Route::Relay,
             state: "attempting".into(),
+            priority: Priority::Ordinary,
+            held_by: None,
+            via: None,
             next_attempt_at: 0,
             attempts,
             maybe_duplicate: false,

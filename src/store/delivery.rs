@@ -1,14 +1,47 @@
 //! Deliveries: one row for each recipient of a released message, with its own state and attempts.
 //!
-//! `due → attempting → delivered | deferred | failed | canceled`, and `deferred` is due again at its time. The
-//! attempt is counted and committed before anybody dials; what comes of it is written only while the row is
+//! `due → attempting → delivered | deferred | failed | canceled`, and `deferred` is due again at its time. What is
+//! planned is `scheduled` before it is due; `held` waits for somebody (`held_by`). The attempt is counted and committed before anybody dials; what comes of it is written only while the row is
 //! still in that attempt of that node, so that a node that lost its rows cannot overwrite what another did.
+
+mod claim;
 
 use super::event::{self, NewEvent};
 use super::{Row, StoreError, Topic, Tx};
 use crate::address::Address;
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
+
+pub use claim::{Ahead, Claimed, Group, Turn, ahead, claim};
+
+/// Who goes first, of what is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Priority {
+    /// To many, and in no hurry.
+    Bulk = 0,
+    #[default]
+    Ordinary = 1,
+    /// A person looked at it and let it go: somebody waits for it.
+    Approved = 2,
+}
+
+impl Priority {
+    /// In the order in which they leave.
+    pub const ALL: [Priority; 3] = [Priority::Approved, Priority::Ordinary, Priority::Bulk];
+
+    pub fn text(self) -> &'static str {
+        match self {
+            Priority::Bulk => "bulk",
+            Priority::Ordinary => "ordinary",
+            Priority::Approved => "approved",
+        }
+    }
+
+    fn parse(n: i64) -> Result<Priority, StoreError> {
+        let found = Priority::ALL.into_iter().find(|p| *p as i64 == n);
+        found.ok_or_else(|| StoreError::Damaged(format!("delivery priority {n}")))
+    }
+}
 
 /// The way that a delivery takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,6 +84,11 @@ pub struct Delivery {
     pub domain: String,
     pub route: Route,
     pub state: String,
+    pub priority: Priority,
+    /// Of a `held` row: `rule:<key>`, `operator`, `gate:<reason>`.
+    pub held_by: Option<String>,
+    /// `direct` or `smarthost`, where an operator chose the way.
+    pub via: Option<String>,
     pub next_attempt_at: Millis,
     /// The one that runs included.
     pub attempts: i64,
@@ -83,9 +121,11 @@ macro_rules! columns {
                    AND m.inbox_key = delivery.inbox_key AND m.message_key = delivery.message_key), 0),
          coalesce((SELECT i.address FROM inbox i WHERE i.inbox_key = delivery.inbox_key), ''),
          coalesce((SELECT b.size FROM body b WHERE b.pod_key = delivery.pod_key
-                   AND b.inbox_key = delivery.inbox_key AND b.message_key = delivery.message_key), 0)"
+                   AND b.inbox_key = delivery.inbox_key AND b.message_key = delivery.message_key), 0),
+         priority, held_by, via"
     };
 }
+use columns;
 
 fn from_row(row: &Row) -> Result<Delivery, StoreError> {
     Ok(Delivery {
@@ -107,6 +147,9 @@ fn from_row(row: &Row) -> Result<Delivery, StoreError> {
         thread_key: row.get(16)?,
         sender: row.get(17)?,
         size: row.get(18)?,
+        priority: Priority::parse(row.get(19)?)?,
+        held_by: row.get(20)?,
+        via: row.get(21)?,
     })
 }
 
@@ -120,14 +163,27 @@ pub struct NewDelivery {
     pub domain: String,
     pub route: Route,
     pub expires_at: Millis,
+    pub priority: Priority,
+    /// Not before this time; `None`: at once.
+    pub not_before: Option<Millis>,
+    /// When the sender is told that it is late.
+    pub notice_at: Option<Millis>,
+    /// Held from the start, by what.
+    pub held_by: Option<String>,
 }
 
-/// Due at once.
+/// Due at once, unless it is held or has a time of its own.
 pub async fn insert(tx: &mut Tx, new: &NewDelivery) -> Result<(), StoreError> {
+    let later = new.not_before.is_some_and(|at| at > tx.now());
+    let state = match (&new.held_by, later) {
+        (Some(_), _) => "held",
+        (None, true) => "scheduled",
+        (None, false) => "due",
+    };
     tx.execute(
         "INSERT INTO delivery (pod_key, inbox_key, delivery_key, message_key, recipient, domain, route, state,
-                               next_attempt_at, expires_at, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'due', $8, $9, $8, $8)",
+                               next_attempt_at, expires_at, created_at, updated_at, priority, held_by, notice_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14)",
         &[
             new.inbox.pod.into(),
             new.inbox.inbox.into(),
@@ -136,57 +192,18 @@ pub async fn insert(tx: &mut Tx, new: &NewDelivery) -> Result<(), StoreError> {
             (&new.recipient).into(),
             (&new.domain).into(),
             new.route.text().into(),
-            tx.now().into(),
+            state.into(),
+            new.not_before.unwrap_or(tx.now()).into(),
             new.expires_at.into(),
+            tx.now().into(),
+            (new.priority as i64).into(),
+            new.held_by.clone().into(),
+            new.notice_at.into(),
         ],
     )
     .await?;
     tx.wake(Topic::Queue);
     Ok(())
-}
-
-/// Takes up to `limit` rows that are due, the longest due first, except those for the domains in `busy` (a JSON
-/// array). The rows come back as they are then: attempting, with this attempt counted.
-pub async fn claim(tx: &mut Tx, node: &str, limit: i64, busy: &str) -> Result<Vec<Delivery>, StoreError> {
-    let sql = tx.either(
-        concat!(
-            "UPDATE delivery SET state = 'attempting', attempts = attempts + 1, node = $1, attempting_since = $2,
-                    updated_at = $2
-             WHERE (pod_key, inbox_key, delivery_key) IN (
-                 SELECT pod_key, inbox_key, delivery_key FROM delivery
-                 WHERE state IN ('due', 'deferred') AND next_attempt_at <= $2
-                   AND ($4 = '[]' OR domain NOT IN (SELECT value FROM json_each($4)))
-                 ORDER BY next_attempt_at, pod_key, inbox_key, delivery_key LIMIT $3)
-             RETURNING ",
-            columns!()
-        ),
-        // Materialized: a planner that joined the LIMIT in a loop would take more rows than it locks.
-        concat!(
-            "WITH picked AS MATERIALIZED (
-                 SELECT pod_key, inbox_key, delivery_key FROM delivery
-                 WHERE state IN ('due', 'deferred') AND next_attempt_at <= $2
-                   AND ($4 = '[]' OR domain <> ALL (ARRAY(SELECT json_array_elements_text($4::json))))
-                 ORDER BY next_attempt_at, pod_key, inbox_key, delivery_key LIMIT $3 FOR UPDATE SKIP LOCKED)
-             UPDATE delivery SET state = 'attempting', attempts = attempts + 1, node = $1, attempting_since = $2,
-                    updated_at = $2
-             WHERE (pod_key, inbox_key, delivery_key) IN (SELECT pod_key, inbox_key, delivery_key FROM picked)
-             RETURNING ",
-            columns!()
-        ),
-    );
-    let args = [node.into(), tx.now().into(), limit.into(), busy.into()];
-    let mut rows: Vec<Delivery> =
-        tx.rows(sql, &args).await?.iter().map(from_row).collect::<Result<_, _>>()?;
-    // RETURNING promises no order; an inbox's messages leave in the order in which they were released.
-    rows.sort_by_key(|d| (d.next_attempt_at, d.inbox, d.delivery_key));
-    Ok(rows)
-}
-
-/// When the next row is due; `None` with an empty queue.
-pub async fn next_due(tx: &mut Tx) -> Result<Option<Millis>, StoreError> {
-    let row =
-        tx.row("SELECT min(next_attempt_at) FROM delivery WHERE state IN ('due', 'deferred')", &[]).await?;
-    row.map(|row| row.get(0)).transpose().map(Option::flatten)
 }
 
 /// What an attempt came to.
@@ -297,8 +314,8 @@ pub async fn take_back(tx: &mut Tx, node: &str, dialled: bool) -> Result<u64, St
     let wait: Millis = if dialled { 15 * 60_000 } else { 0 };
     let taken = tx
         .execute(
-            "UPDATE delivery SET state = 'due', node = NULL, attempting_since = NULL, next_attempt_at = $2,
-                    updated_at = $3,
+            "UPDATE delivery SET state = CASE WHEN $4 = 1 THEN 'deferred' ELSE 'due' END, node = NULL,
+                    attempting_since = NULL, next_attempt_at = $2, updated_at = $3,
                     maybe_duplicate = CASE WHEN route = 'relay' AND $4 = 1 THEN 1 ELSE maybe_duplicate END
              WHERE state = 'attempting' AND node = $1",
             &[node.into(), (tx.now() + wait).into(), tx.now().into(), dialled.into()],

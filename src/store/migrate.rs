@@ -25,6 +25,11 @@ const MIGRATIONS: &[Migration] = &[
         postgres: include_str!("../../migrations/postgres/0002_the_front_door.sql"),
     },
     Migration {
+        version: 3,
+        sqlite: include_str!("../../migrations/sqlite/0003_queue.sql"),
+        postgres: include_str!("../../migrations/postgres/0003_queue.sql"),
+    },
+    Migration {
         version: 7,
         sqlite: include_str!("../../migrations/sqlite/0007_domains.sql"),
         postgres: include_str!("../../migrations/postgres/0007_domains.sql"),
