@@ -44,6 +44,7 @@ pub(crate) enum Listing {
     Held,
     Pods,
     Domains,
+    Queue,
 }
 
 impl Listing {
@@ -61,6 +62,7 @@ impl Listing {
             Listing::Held => "he",
             Listing::Pods => "po",
             Listing::Domains => "do",
+            Listing::Queue => "qu",
         }
     }
 

@@ -1,7 +1,8 @@
 //! The commands, one file each. They parse arguments, call the rooms, and put the outcome in words.
 //!
 //! `dev` and `serve` run the server; `init`, `check`, `dns` and `key create --config` prepare one;
-//! `inbox`, `domain`, `key`, `held`, `work` and `report` talk to a running one over HTTP (`GATEPOST_URL`, `GATEPOST_KEY`).
+//! `inbox`, `domain`, `key`, `held`, `queue`, `work` and `report` talk to a running one over HTTP (`GATEPOST_URL`,
+//! `GATEPOST_KEY`).
 //!
 //! This is the top: errors of every kind become one sentence on stderr and an exit code. 78 (EX_CONFIG of
 //! sysexits.h) is a configuration that cannot work, which no restart will mend.
@@ -15,6 +16,7 @@ mod held;
 mod inbox;
 mod init;
 mod key;
+mod queue;
 mod report;
 mod serve;
 mod work;
@@ -53,6 +55,8 @@ enum Command {
     Key(key::Key),
     /// See and release what policy holds back
     Held(held::HeldMail),
+    /// See what waits to leave, and hold, release, retry or drop it
+    Queue(queue::Queue),
     /// See, claim and finish work items
     Work(work::Work),
     /// See what others report about the domains: DMARC and TLS
@@ -71,6 +75,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Domain(command) => command.run().await,
         Command::Key(command) => command.run().await,
         Command::Held(command) => command.run().await,
+        Command::Queue(command) => command.run().await,
         Command::Work(command) => command.run().await,
         Command::Report(command) => command.run().await,
     }

@@ -252,6 +252,12 @@ pub const MAX_REPORT_ROWS: usize = 5_000;
 /// thousands of rows of long texts.
 pub const MAX_REPORT_CONTENT: usize = 256 * 1024;
 
+/// How long each attempt to deliver is kept: a complaint about mail that did not come takes weeks to be made.
+pub const ATTEMPTS_KEPT: Millis = 30 * crate::clock::DAY;
+
+/// How far ahead a send may be planned.
+pub const LONGEST_PLAN: Millis = 90 * crate::clock::DAY;
+
 /// How long a report is kept: the same month of the year before can be compared. Its mail stays.
 pub const REPORTS_KEPT: Millis = 400 * crate::clock::DAY;
 

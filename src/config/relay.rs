@@ -17,6 +17,8 @@ pub struct Relay {
     /// The waits between attempts; the last repeats until `expire`. Never empty.
     pub retry: Vec<Duration>,
     pub expire: Duration,
+    /// After this long without delivery an event says that it is late.
+    pub delay_notice: Duration,
     /// Tried first, where a host has both.
     pub prefer: Family,
     /// No answer of a remote is waited for longer than this; `None`: RFC 5321 §4.5.3.2 alone decides.
@@ -94,6 +96,7 @@ impl Default for Relay {
             smarthost: None,
             retry: [1, 5, 15, 30, 60, 120, 240].map(minutes).to_vec(),
             expire: limits::DEFAULT_EXPIRE,
+            delay_notice: Duration::from_secs(4 * 3_600),
             prefer: Family::Ipv4,
             longest_wait: None,
             limits: SiteLimits::default(),
@@ -137,6 +140,7 @@ pub(super) fn take(s: &mut Settings) -> Relay {
         smarthost: s.take("relay.smarthost", |v| optional(v, str::parse), || None),
         retry: s.take("relay.retry", retry, || standard.retry.clone()),
         expire: s.take("relay.expire", expire, || limits::DEFAULT_EXPIRE),
+        delay_notice: s.take("relay.delay_notice", expire, || Duration::from_secs(4 * 3_600)),
         prefer: s.take("relay.prefer", |v| values::word(v, &families), || Family::Ipv4),
         longest_wait: s.take("relay.longest_wait", wait, || None),
         limits: take_limits(s),

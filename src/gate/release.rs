@@ -7,13 +7,13 @@ use super::{IDEMPOTENCY_KEPT, Job, SendError, Sent};
 use crate::address::Address;
 use crate::inbox::{add_to_thread, new_thread};
 use crate::screen::structure::Structure;
-use crate::store::delivery::{self, NewDelivery, Priority, Route};
+use crate::store::delivery::{self, NewDelivery, Route};
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, MAILBOX_SENT};
 use crate::store::message::{self, Direction, Message};
 use crate::store::thread::{self, Thread};
 use crate::store::work_item::WorkItem;
-use crate::store::{StoreError, Tx, audit, body, idempotency, release};
+use crate::store::{StoreError, Tx, audit, body, hold_rule, idempotency, release};
 use crate::work;
 
 use super::request::Named;
@@ -63,7 +63,8 @@ pub(super) async fn release(
     let sent = Sent {
         message_id: message.public_id(),
         thread_id: thread.id(),
-        status: "queued".to_owned(),
+        status: if job.request.send_at.is_some_and(|at| at > tx.now()) { "scheduled" } else { "queued" }
+            .to_owned(),
         context_version: thread.context_version,
     };
     if let Some(asked) = &job.request.idempotency {
@@ -147,7 +148,11 @@ async fn grow_thread(
 }
 
 async fn enqueue(tx: &mut Tx, job: &Job, message_key: i64, first_key: i64) -> Result<(), StoreError> {
-    let expire = i64::try_from(job.floor.config.relay.expire.as_millis()).unwrap_or(i64::MAX / 2);
+    let millis = |time: std::time::Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 2);
+    let relay = &job.floor.config.relay;
+    let (expire, notice) = (millis(relay.expire), millis(relay.delay_notice));
+    let leaves = job.request.send_at.map_or(tx.now(), |at| at.max(tx.now()));
+    let rules = hold_rule::all(tx).await?;
     for (n, address) in job.prepared.recipients.iter().enumerate() {
         let new = NewDelivery {
             inbox: job.inbox,
@@ -156,11 +161,11 @@ async fn enqueue(tx: &mut Tx, job: &Job, message_key: i64, first_key: i64) -> Re
             recipient: address.to_string(),
             domain: address.domain().to_owned(),
             route: route(job, address),
-            expires_at: tx.now() + expire,
-            priority: Priority::Ordinary,
-            not_before: None,
-            notice_at: None,
-            held_by: None,
+            expires_at: leaves + expire,
+            priority: job.request.priority,
+            not_before: job.request.send_at,
+            notice_at: Some(leaves + notice),
+            held_by: rules.iter().find(|r| r.holds(job.inbox, address.domain())).map(|r| r.name()),
         };
         delivery::insert(tx, &new).await?;
     }

@@ -4,10 +4,12 @@
 use super::SendError;
 use crate::address::Address;
 use crate::clock::Millis;
+use crate::config::limits::LONGEST_PLAN;
 use crate::deliver::compose::{Composition, OutgoingAttachment};
 use crate::deliver::header::{HeaderName, HeaderValue};
 use crate::ids::{RowId, random_token};
 use crate::inbox::is_answer;
+use crate::store::delivery::Priority;
 use crate::store::inbox::Inbox;
 use crate::store::message::{Direction, Message};
 
@@ -63,6 +65,10 @@ pub struct SendRequest {
     /// The thread's version that the text was written against.
     pub context_version: Option<i64>,
     pub run_id: Option<String>,
+    /// To many, and in no hurry.
+    pub priority: Priority,
+    /// Not before this time.
+    pub send_at: Option<Millis>,
     /// Only say what would become of it.
     pub dry_run: bool,
     pub idempotency: Option<Idempotency>,
@@ -86,6 +92,10 @@ pub(super) fn prepare(
     parent: Option<&Message>,
     date: Millis,
 ) -> Result<Prepared, SendError> {
+    if request.send_at.is_some_and(|at| at > date.saturating_add(LONGEST_PLAN)) {
+        let message = "is at most 90 days ahead".to_owned();
+        return Err(SendError::Invalid { field: "send_at", message });
+    }
     let own: Address = inbox.address.parse().map_err(|_| SendError::NotFound)?;
     let (mut to, mut cc) = (parse_list("to", &request.to)?, parse_list("cc", &request.cc)?);
     let bcc = parse_list("bcc", &request.bcc)?;
@@ -109,7 +119,8 @@ pub(super) fn prepare(
         attachments: request.attachments.clone(),
         headers: custom_headers(&request.headers)?,
         message_id,
-        date,
+        // What is planned is dated when it leaves: its reader would take it for late otherwise.
+        date: request.send_at.map_or(date, |at| at.max(date)),
         in_reply_to: parent.and_then(|p| p.rfc_message_id.clone()),
         references: parent.map(references).unwrap_or_default(),
         auto_submitted: None,

@@ -108,6 +108,8 @@ pub(super) fn reply_to(message: &Message, text: &str) -> SendRequest {
         work: None,
         context_version: None,
         run_id: None,
+        priority: crate::store::delivery::Priority::Ordinary,
+        send_at: None,
         dry_run: false,
         idempotency: None,
     }

@@ -10,8 +10,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::address::Address;
+use crate::clock::Millis;
 use crate::deliver::outcome::{Fate, Outcome};
 use crate::floor::Floor;
+use crate::store::attempt::{self, Attempt};
 use crate::store::delivery::{self, Delivery, Settled};
 use crate::store::{StoreError, Tx, suppression};
 
@@ -98,6 +100,11 @@ async fn write(tx: &mut Tx, node: &str, entry: &Entry) -> Result<(), StoreError>
         "failed" => "message.bounced",
         _ => "delivery.deferred",
     };
+    attempt::record(tx, delivery.inbox, delivery.delivery_key, &attempt_of(node, entry, tx.now())).await?;
+    if settled.state == "deferred" && delivery::is_late(tx, delivery).await? {
+        let (status, reply) = (settled.status.as_deref(), settled.reply.as_deref());
+        delivery::announce(tx, delivery, "delivery.delayed", status, reply, settled.next_attempt_at).await?;
+    }
     let status = settled.status.as_deref();
     delivery::announce(tx, delivery, event_type, status, settled.reply.as_deref(), settled.next_attempt_at)
         .await?;
@@ -109,6 +116,23 @@ async fn write(tx: &mut Tx, node: &str, entry: &Entry) -> Result<(), StoreError>
         suppress(tx, delivery, "complaint", "simulated").await?;
     }
     Ok(())
+}
+
+/// The time is counted from the claim, the wait for the destination included.
+fn attempt_of(node: &str, entry: &Entry, now: Millis) -> Attempt {
+    let via = entry.outcome.via.as_ref();
+    Attempt {
+        attempt: entry.delivery.attempts,
+        node: node.to_owned(),
+        host: via.map(|via| via.host.clone()),
+        address: via.map(|via| via.address.to_string()),
+        tls: via.and_then(|via| via.tls.clone()),
+        outcome: entry.settled.state.to_owned(),
+        status: entry.settled.status.clone(),
+        reply: Some(entry.outcome.text.clone()),
+        began_at: entry.delivery.updated_at,
+        ended_at: now,
+    }
 }
 
 async fn suppress(tx: &mut Tx, delivery: &Delivery, reason: &str, detail: &str) -> Result<(), StoreError> {

@@ -31,8 +31,8 @@ use crate::deliver::letter::{Desk, Letter};
 use crate::deliver::relay::Relay;
 use crate::floor::Floor;
 use crate::ids::{InboxKey, random_token};
-use crate::store::delivery::{self, Ahead, Delivery, Route, Turn};
-use crate::store::{StoreError, Topic};
+use crate::store::delivery::{self, Delivery, Route, Turn};
+use crate::store::{StoreError, Topic, hold_rule};
 
 use plan::{Plan, Reach};
 use worker::{Back, Parcel, Workshop};
@@ -201,7 +201,7 @@ enum Done {
 
 struct Claimed {
     claimed: delivery::Claimed,
-    ahead: Ahead,
+    next_due: Option<Millis>,
 }
 
 impl Queue {
@@ -254,6 +254,7 @@ impl Queue {
     /// Says that this node lives, and takes back what dead ones left. `true` once that was possible.
     async fn beat(&mut self, recovered: bool) -> bool {
         let shared = self.floor.store.is_shared();
+        self.let_go().await;
         // On SQLite nobody else can have died.
         if recovered && !shared {
             return true;
@@ -287,6 +288,22 @@ impl Queue {
             Err(error) => {
                 tracing::error!(%error, "the queue cannot reach the database");
                 false
+            }
+        }
+    }
+
+    /// Rows whose hold rule is gone are due again.
+    async fn let_go(&self) {
+        loop {
+            let more: Result<bool, StoreError> =
+                self.floor.store.write(|tx| Box::pin(hold_rule::let_go(tx))).await;
+            match more {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "what no rule holds any more could not be let go");
+                    return;
+                }
             }
         }
     }
@@ -429,8 +446,8 @@ impl Queue {
                 return;
             }
         };
-        let Claimed { claimed, ahead } = claimed;
-        self.next_due = ahead.due;
+        let Claimed { claimed, next_due } = claimed;
+        self.next_due = next_due;
         self.turn = claimed.turn;
         self.more |= claimed.more;
         let mut domains = HashSet::new();
@@ -542,8 +559,8 @@ async fn claim(
             let (node, busy, turn) = (node.clone(), busy.clone(), turn.clone());
             Box::pin(async move {
                 let claimed = delivery::claim(tx, &node, limit, &busy, &turn).await?;
-                let ahead = if claimed.more { Ahead::default() } else { delivery::ahead(tx).await? };
-                Ok(Claimed { claimed, ahead })
+                let next_due = if claimed.more { None } else { delivery::ahead(tx).await? };
+                Ok(Claimed { claimed, next_due })
             })
         })
         .await

@@ -5,14 +5,18 @@
 //! still in that attempt of that node, so that a node that lost its rows cannot overwrite what another did.
 
 mod claim;
+mod operate;
 
+use super::attempt::{self, Attempt};
 use super::event::{self, NewEvent};
 use super::{Row, StoreError, Topic, Tx};
 use crate::address::Address;
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
 
-pub use claim::{Ahead, Claimed, Group, Turn, ahead, claim};
+pub use claim::{Claimed, Group, Turn, ahead, claim};
+pub(crate) use operate::is_late;
+pub use operate::{Filter, Handling, State, cancel, handle, next_attempt, page, place, summary};
 
 /// Who goes first, of what is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -265,8 +269,8 @@ pub async fn give_back(
     not_before: Option<Millis>,
 ) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE delivery SET state = 'due', attempts = attempts - 1, node = NULL, attempting_since = NULL,
-                updated_at = $6, next_attempt_at = $7
+        "UPDATE delivery SET state = CASE WHEN $7 > $6 THEN 'deferred' ELSE 'due' END, attempts = attempts - 1,
+                node = NULL, attempting_since = NULL, updated_at = $6, next_attempt_at = $7
          WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'attempting' AND node = $4
            AND attempts = $5",
         &[
@@ -288,6 +292,17 @@ pub async fn give_back(
 /// such row is an orphan. On PostgreSQL those of earlier processes of this node (`name`), of which its data
 /// folder's lock says that they are gone, and, given `stale`, those whose node was not seen since.
 pub async fn recover(tx: &mut Tx, node: &str, name: &str, stale: Option<Millis>) -> Result<u64, StoreError> {
+    let log = tx.either(
+        "INSERT INTO delivery_attempt (pod_key, inbox_key, delivery_key, attempt, node, outcome, reply, began_at, ended_at)
+         SELECT pod_key, inbox_key, delivery_key, attempts, node, 'interrupted',
+                'the process died during this attempt', coalesce(attempting_since, $2), $2
+         FROM delivery WHERE state = 'attempting' AND node <> $1",
+        "INSERT INTO delivery_attempt (pod_key, inbox_key, delivery_key, attempt, node, outcome, reply, began_at, ended_at)
+         SELECT pod_key, inbox_key, delivery_key, attempts, node, 'interrupted',
+                'the process died during this attempt', coalesce(attempting_since, $2), $2
+         FROM delivery WHERE state = 'attempting' AND node <> $1
+           AND (node LIKE $4 OR ($3 <> 0 AND node NOT IN (SELECT node FROM node WHERE seen_at >= $3)))",
+    );
     let sql = tx.either(
         "UPDATE delivery SET state = 'due', node = NULL, attempting_since = NULL, next_attempt_at = $2, updated_at = $2,
                 maybe_duplicate = CASE WHEN route = 'relay' THEN 1 ELSE maybe_duplicate END
@@ -301,6 +316,7 @@ pub async fn recover(tx: &mut Tx, node: &str, name: &str, stale: Option<Millis>)
     if tx.is_postgres() {
         args.extend([stale.unwrap_or(0).into(), format!("{name}-%").into()]);
     }
+    tx.execute(log, &args).await?;
     let recovered = tx.execute(sql, &args).await?;
     if recovered > 0 {
         tx.wake(Topic::Queue);
@@ -426,6 +442,19 @@ pub async fn delivered_locally(tx: &mut Tx, delivery: &Delivery) -> Result<bool,
         )
         .await?;
     if changed == 1 {
+        let attempt = Attempt {
+            attempt: delivery.attempts,
+            node: String::new(),
+            host: None,
+            address: None,
+            tls: None,
+            outcome: "delivered".to_owned(),
+            status: Some("2.1.5".to_owned()),
+            reply: None,
+            began_at: delivery.updated_at,
+            ended_at: tx.now(),
+        };
+        attempt::record(tx, delivery.inbox, delivery.delivery_key, &attempt).await?;
         announce(tx, delivery, "message.delivered", Some("2.1.5"), None, None).await?;
     }
     Ok(changed == 1)

@@ -9,6 +9,7 @@
 //! `synchronous_commit=on`, one transaction a closure, an operation row that settles a lost COMMIT
 //! (postgres.rs). Locks are taken in the order inbox (ascending), pod, domain, organization.
 
+pub mod attempt;
 pub mod audit;
 pub mod body;
 pub mod delivery;
@@ -18,6 +19,7 @@ pub mod domain;
 pub mod event;
 pub(crate) mod greylist;
 pub mod held;
+pub mod hold_rule;
 pub(crate) mod idempotency;
 pub mod inbox;
 pub mod key;

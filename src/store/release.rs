@@ -76,3 +76,28 @@ pub(crate) async fn add(
     .await?;
     Ok(())
 }
+
+/// The recipients of a message that was called back do not count any more: the sum is lowered from its release on,
+/// so every window that held it has room again. One older than every window has nothing to give.
+pub(crate) async fn give_back(tx: &mut Tx, inbox: InboxKey, message_key: i64) -> Result<(), StoreError> {
+    let row = tx
+        .row(
+            "SELECT released_at, recipients FROM release
+             WHERE pod_key = $1 AND inbox_key = $2 AND release_key = $3",
+            &[inbox.pod.into(), inbox.inbox.into(), message_key.into()],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(()) };
+    let (released_at, recipients): (Millis, i64) = (row.get(0)?, row.get(1)?);
+    if recipients == 0 || released_at < tx.now() - 2 * crate::clock::DAY {
+        return Ok(());
+    }
+    tx.execute(
+        "UPDATE release SET total = total - $5,
+                recipients = CASE WHEN release_key = $4 THEN 0 ELSE recipients END
+         WHERE pod_key = $1 AND inbox_key = $2 AND (released_at, release_key) >= ($3, $4)",
+        &[inbox.pod.into(), inbox.inbox.into(), released_at.into(), message_key.into(), recipients.into()],
+    )
+    .await?;
+    Ok(())
+}

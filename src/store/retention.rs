@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::body::BodyStore;
-use super::{Store, StoreError, Tx, greylist, idempotency, report};
+use super::{Store, StoreError, Tx, attempt, greylist, idempotency, report};
 use crate::clock::{Clock, DAY, HOUR};
-use crate::config::limits::REPORTS_KEPT;
+use crate::config::limits::{ATTEMPTS_KEPT, REPORTS_KEPT};
 
 /// Rows that one step deletes from one table: small enough that no mail waits for it.
 const STEP: i64 = 200;
@@ -50,6 +50,7 @@ async fn sweep(tx: &mut Tx) -> Result<bool, StoreError> {
     }
     let forgotten = greylist::forget(tx, greylist::ROOM, STEP).await?;
     let forgotten = forgotten.max(report::forget(tx, tx.now() - REPORTS_KEPT, STEP).await?);
+    let forgotten = forgotten.max(attempt::forget(tx, tx.now() - ATTEMPTS_KEPT, STEP).await?);
     let gone = tx
         .row(
             "SELECT pod_key, inbox_key FROM inbox WHERE deleted_at IS NOT NULL AND status <> 'purged' LIMIT 1",
@@ -75,7 +76,9 @@ async fn sweep(tx: &mut Tx) -> Result<bool, StoreError> {
 }
 
 /// A step through every table of an inbox, by its key; both databases know row values.
-const PURGE: [&str; 10] = [
+const PURGE: [&str; 11] = [
+    "DELETE FROM delivery_attempt WHERE pod_key = $1 AND inbox_key = $2 AND attempt_key IN
+       (SELECT attempt_key FROM delivery_attempt WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
     "DELETE FROM body WHERE pod_key = $1 AND inbox_key = $2 AND message_key IN
        (SELECT message_key FROM body WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
     "DELETE FROM message WHERE pod_key = $1 AND inbox_key = $2 AND message_key IN

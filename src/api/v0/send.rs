@@ -21,10 +21,11 @@ use crate::api::App;
 use crate::api::auth::Caller;
 use crate::api::body::{self, Upload};
 use crate::api::error::{Answer, ErrorShape, FieldError, Problem};
-use crate::clock::{Millis, rfc3339};
+use crate::clock::{Millis, parse_rfc3339, rfc3339};
 use crate::deliver::compose::{Disposition, OutgoingAttachment};
 use crate::gate::{self, Decision, Idempotency, Reason, SendError, SendKind, SendRequest, Sent, WorkRef};
 use crate::ids::{Prefix, RowId};
+use crate::store::delivery::Priority;
 use crate::store::inbox::Inbox;
 
 /// The body of send, reply and reply-all. The fields below `track_opens` are ours, and may be given as headers
@@ -62,6 +63,10 @@ pub(crate) struct SendMessageRequest {
     confidence: Option<f64>,
     /// Why the agent sends it.
     reason: Option<String>,
+    /// Not before this time (RFC 3339, at most 90 days ahead).
+    send_at: Option<String>,
+    /// To many, and in no hurry: leaves after everything else. The label `bulk` says the same.
+    bulk: Option<bool>,
     /// Only says what would become of it.
     dry_run: Option<bool>,
 }
@@ -84,7 +89,7 @@ pub(crate) struct SendAttachment {
 pub(crate) struct SendMessageResponse {
     message_id: String,
     thread_id: String,
-    /// `queued`, or `dry_run`.
+    /// `queued`, `scheduled`, or `dry_run`.
     status: String,
     /// The thread's, after this message.
     context_version: i64,
@@ -251,6 +256,15 @@ fn build(
     for label in &labels {
         filter::check_label("labels", label)?;
     }
+    let send_at = match &asked.send_at {
+        Some(text) => {
+            let wrong =
+                || Problem::field(&["send_at"], "takes a time as RFC 3339 has it: 2026-01-31T09:00:00Z");
+            Some(parse_rfc3339(text).ok_or_else(wrong)?)
+        }
+        None => None,
+    };
+    let bulk = asked.bulk == Some(true) || labels.iter().any(|label| label == "bulk");
     let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let number = |name: &str| -> Answer<Option<i64>> {
         let wrong = || Problem::field(&["header", name], "takes a whole number");
@@ -276,6 +290,8 @@ fn build(
         work: work_ref(work_item, fence)?,
         context_version,
         run_id: asked.run_id.or_else(|| header("gatepost-run")),
+        priority: if bulk { Priority::Bulk } else { Priority::Ordinary },
+        send_at,
         dry_run: asked.dry_run == Some(true),
         idempotency,
     })

@@ -8,6 +8,7 @@ mod events;
 mod held;
 mod limits;
 mod policy;
+mod queue;
 mod reports;
 mod suppressions;
 mod wait;
@@ -28,6 +29,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .merge(wait::routes())
         .merge(suppressions::routes())
         .merge(reports::routes())
+        .merge(queue::routes())
         .merge(dev::routes())
         .merge(domains::routes())
 }

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use super::{Delivery, Priority, from_row};
 use crate::clock::Millis;
 use crate::ids::InboxKey;
-use crate::store::{Row, StoreError, Tx};
+use crate::store::{Row, StoreError, Tx, hold_rule};
 
 /// Rows whose time has come that one claim makes due.
 const PROMOTED: i64 = 1_000;
@@ -81,6 +81,7 @@ pub async fn claim(
         left -= taken.len() as i64;
         claimed.rows.extend(taken);
     }
+    hold(tx, &mut claimed.rows).await?;
     // RETURNING promises no order; a group's messages leave in the order in which they were released.
     claimed.rows.sort_by_key(|d| (std::cmp::Reverse(d.priority), d.inbox, d.delivery_key));
     Ok(claimed)
@@ -91,11 +92,18 @@ async fn promote(tx: &mut Tx) -> Result<u64, StoreError> {
     let sql = tx.either(
         "UPDATE delivery SET state = 'due' WHERE rowid IN (
              SELECT rowid FROM delivery WHERE state = 'deferred' AND next_attempt_at <= $1
+             ORDER BY next_attempt_at LIMIT $2)
+            OR rowid IN (
+             SELECT rowid FROM delivery WHERE state = 'scheduled' AND next_attempt_at <= $1
              ORDER BY next_attempt_at LIMIT $2)",
         "WITH picked AS MATERIALIZED (
-             SELECT pod_key, inbox_key, delivery_key FROM delivery
+             (SELECT pod_key, inbox_key, delivery_key FROM delivery
              WHERE state = 'deferred' AND next_attempt_at <= $1
              ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+             UNION ALL
+             (SELECT pod_key, inbox_key, delivery_key FROM delivery
+             WHERE state = 'scheduled' AND next_attempt_at <= $1
+             ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED))
          UPDATE delivery SET state = 'due'
          WHERE (pod_key, inbox_key, delivery_key) IN (SELECT pod_key, inbox_key, delivery_key FROM picked)",
     );
@@ -298,16 +306,28 @@ async fn take_postgres(
     rows.iter().map(from_row).collect()
 }
 
-/// When the queue has to look again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Ahead {
-    /// The next row is due; in the past where one is due and was not taken.
-    pub due: Option<Millis>,
-    /// The next scheduled message leaves.
-    pub scheduled: Option<Millis>,
+/// What a rule holds does not leave, however it came to be due.
+async fn hold(tx: &mut Tx, rows: &mut Vec<Delivery>) -> Result<(), StoreError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let rules = hold_rule::all(tx).await?;
+    if rules.is_empty() {
+        return Ok(());
+    }
+    let mut free = Vec::with_capacity(rows.len());
+    for row in rows.drain(..) {
+        match rules.iter().find(|rule| rule.holds(row.inbox, &row.domain)) {
+            Some(rule) => hold_rule::hold_claimed(tx, &row, &rule.name()).await?,
+            None => free.push(row),
+        }
+    }
+    *rows = free;
+    Ok(())
 }
 
-pub async fn ahead(tx: &mut Tx) -> Result<Ahead, StoreError> {
+/// When the next row is due: in the past where one is and was not taken; `None` with an empty queue.
+pub async fn ahead(tx: &mut Tx) -> Result<Option<Millis>, StoreError> {
     let row = tx
         .row(
             "SELECT (SELECT 0 FROM delivery WHERE state = 'due' LIMIT 1),
@@ -316,9 +336,9 @@ pub async fn ahead(tx: &mut Tx) -> Result<Ahead, StoreError> {
             &[],
         )
         .await?;
-    let Some(row) = row else { return Ok(Ahead::default()) };
-    let (due, deferred): (Option<Millis>, Option<Millis>) = (row.get(0)?, row.get(1)?);
-    Ok(Ahead { due: due.or(deferred), scheduled: row.get(2)? })
+    let Some(row) = row else { return Ok(None) };
+    let times: [Option<Millis>; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
+    Ok(times.into_iter().flatten().min())
 }
 
 #[cfg(test)]
