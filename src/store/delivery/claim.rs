@@ -96,16 +96,18 @@ async fn promote(tx: &mut Tx) -> Result<u64, StoreError> {
             OR rowid IN (
              SELECT rowid FROM delivery WHERE state = 'scheduled' AND next_attempt_at <= $1
              ORDER BY next_attempt_at LIMIT $2)",
-        "WITH picked AS MATERIALIZED (
-             (SELECT pod_key, inbox_key, delivery_key FROM delivery
+        "WITH deferred AS MATERIALIZED (
+             SELECT pod_key, inbox_key, delivery_key FROM delivery
              WHERE state = 'deferred' AND next_attempt_at <= $1
-             ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED)
-             UNION ALL
-             (SELECT pod_key, inbox_key, delivery_key FROM delivery
+             ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED),
+         scheduled AS MATERIALIZED (
+             SELECT pod_key, inbox_key, delivery_key FROM delivery
              WHERE state = 'scheduled' AND next_attempt_at <= $1
-             ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED))
+             ORDER BY next_attempt_at LIMIT $2 FOR UPDATE SKIP LOCKED)
          UPDATE delivery SET state = 'due'
-         WHERE (pod_key, inbox_key, delivery_key) IN (SELECT pod_key, inbox_key, delivery_key FROM picked)",
+         WHERE (pod_key, inbox_key, delivery_key) IN (
+             SELECT pod_key, inbox_key, delivery_key FROM deferred
+             UNION ALL SELECT pod_key, inbox_key, delivery_key FROM scheduled)",
     );
     tx.execute(sql, &[tx.now().into(), PROMOTED.into()]).await
 }
