@@ -431,3 +431,120 @@ async fn captured_mail_is_a_file_and_the_simulator_behaves_badly() {
     }
     queue.stop().await;
 }
+
+/// An agent with a campaign of 3,000 messages to 30 domains made another agent's one answer wait for all of it; and
+/// a person's own release waited behind both.
+#[tokio::test]
+async fn a_busy_agent_delays_no_other_and_a_persons_answer_goes_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let floor = floor(folder.path(), 1).await;
+    let row = |inbox: i64, key: i64, domain: String, priority| NewDelivery {
+        inbox: InboxKey { pod: 1, inbox },
+        delivery_key: key,
+        message_key: key,
+        recipient: format!("bob@{domain}"),
+        domain,
+        route: Route::Relay,
+        expires_at: i64::MAX,
+        priority,
+        not_before: None,
+        notice_at: None,
+        held_by: None,
+    };
+    let mut rows: Vec<NewDelivery> =
+        (0..3_000).map(|n| row(50, n + 1, format!("{}.example", n % 30), Priority::Ordinary)).collect();
+    rows.push(row(60, 1, "0.example".to_owned(), Priority::Ordinary));
+    rows.push(row(70, 1, "0.example".to_owned(), Priority::Bulk));
+    rows.push(row(50, 9_000, "0.example".to_owned(), Priority::Approved));
+    let rows = Arc::new(rows);
+    let inserted: Result<(), StoreError> = floor
+        .store
+        .write(move |tx| {
+            let rows = rows.clone();
+            Box::pin(async move {
+                for row in rows.iter() {
+                    delivery::insert(tx, row).await?;
+                }
+                Ok(())
+            })
+        })
+        .await;
+    inserted.unwrap();
+    let take = async |busy: &'static str, turn: Turn| {
+        let claimed: Result<delivery::Claimed, StoreError> = floor
+            .store
+            .write(move |tx| {
+                let turn = turn.clone();
+                Box::pin(async move { delivery::claim(tx, "a node", 128, busy, &turn).await })
+            })
+            .await;
+        claimed.unwrap()
+    };
+    let first = take("[]", Turn::default()).await;
+    let has = |claimed: &delivery::Claimed, inbox| claimed.rows.iter().any(|row| row.inbox.inbox == inbox);
+    assert_eq!(first.rows[0].delivery_key, 9_000);
+    let second = take("[]", first.turn.clone()).await;
+    assert!(has(&first, 70), "bulk has its share");
+    assert!(has(&first, 60) || has(&second, 60), "the answer waits for one round at most");
+    assert!(first.more && second.more && first.rows.len() > 50, "{}", first.rows.len());
+    // What waits for a busy destination is stepped over, whole.
+    let busy = r#"["0.example","1/50/1.example"]"#;
+    let third = take(busy, second.turn.clone()).await;
+    assert!(!third.rows.is_empty());
+    assert!(third.rows.iter().all(|row| row.domain != "0.example" && row.domain != "1.example"));
+    // All of it is taken in the end, each row once.
+    let mut taken: HashSet<(i64, i64)> = HashSet::new();
+    let mut last = third.turn.clone();
+    for claimed in [&first, &second, &third] {
+        taken.extend(claimed.rows.iter().map(|row| (row.inbox.inbox, row.delivery_key)));
+    }
+    for _ in 0..200 {
+        let claimed = take("[]", last).await;
+        if claimed.rows.is_empty() {
+            break;
+        }
+        for row in &claimed.rows {
+            assert!(taken.insert((row.inbox.inbox, row.delivery_key)), "{row:?} twice");
+        }
+        last = claimed.turn;
+    }
+    assert_eq!(taken.len(), 3_003);
+}
+
+/// A rule holds what was queued before it; without it everything leaves; each attempt is on record.
+#[tokio::test]
+async fn a_hold_rule_binds_what_is_queued_and_lets_it_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let remote = Remote::start().await;
+    let floor = floor(folder.path(), remote.port).await;
+    let inbox = ada(&floor).await;
+    let rule: Result<Option<hold_rule::HoldRule>, StoreError> = floor
+        .store
+        .write(move |tx| Box::pin(hold_rule::add(tx, Some(inbox), None, Some("wrong prices"), "key:x")))
+        .await;
+    let rule = rule.unwrap().unwrap();
+    let message = release(&floor, inbox, Route::Relay, &["bob@[127.0.0.1]"]).await;
+    let queue = Running::start(&floor);
+    let rows = until(&floor, inbox, message, "held").await;
+    assert_eq!((rows[0].attempts, rows[0].held_by.clone()), (0, Some(rule.name())));
+    assert!(remote.mails().is_empty());
+    let gone: Result<bool, StoreError> = floor
+        .store
+        .write(move |tx| {
+            Box::pin(async move {
+                hold_rule::remove(tx, rule.rule_key).await?;
+                hold_rule::let_go(tx).await
+            })
+        })
+        .await;
+    assert!(gone.unwrap());
+    let rows = until(&floor, inbox, message, "delivered").await;
+    let key = rows[0].delivery_key;
+    let log: Result<Vec<crate::store::attempt::Attempt>, StoreError> =
+        floor.store.read(move |tx| Box::pin(crate::store::attempt::of_delivery(tx, inbox, key))).await;
+    let log = log.unwrap();
+    assert_eq!(log.len(), 1, "{log:?}");
+    assert_eq!((log[0].outcome.as_str(), log[0].attempt), ("delivered", 1));
+    assert!(log[0].reply.as_deref().unwrap().contains("taken"), "{log:?}");
+    queue.stop().await;
+}
