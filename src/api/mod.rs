@@ -16,6 +16,7 @@ mod query;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod unsubscribe;
 mod v0;
 mod v1;
 
@@ -56,6 +57,7 @@ fn routes() -> (Router<App>, utoipa::openapi::OpenApi) {
         .merge(health::routes())
         .merge(v0::routes())
         .merge(v1::routes())
+        .merge(unsubscribe::routes())
         .split_for_parts();
     openapi::complete(&mut description);
     (routes, description)

@@ -8,6 +8,7 @@
 //!
 //! A refusal carries every rule in the way and what would help. DESIGN.md §4 (3, 4, 5), §6.
 
+mod bulk;
 mod decision;
 mod limits;
 mod release;
@@ -128,9 +129,12 @@ pub async fn send(
     }
     permit(who, &request)?;
     let (inbox, parent) = context(floor, inbox_key, request.kind).await?;
-    let prepared = request::prepare(&inbox, &request, parent.as_ref(), floor.clock.now())?;
+    let mut prepared = request::prepare(&inbox, &request, parent.as_ref(), floor.clock.now())?;
     if prepared.recipients.is_empty() {
         return Err(SendError::NoRecipients);
+    }
+    if request.bulk {
+        bulk::add_headers(floor, inbox_key, &mut prepared)?;
     }
     let raw = crate::deliver::compose::compose(&prepared.composition);
     let limit = usize::try_from(floor.config.smtp.max_message_size).unwrap_or(usize::MAX);
@@ -351,7 +355,12 @@ async fn note_refusal(tx: &mut Tx, job: &Job, reasons: &[Reason]) -> Result<(), 
     let event = NewEvent {
         event_type: "message.rejected",
         thread_key: job.parent.as_ref().map(|p| p.thread_key),
-        data: serde_json::json!({ "reason": sentences.join(" "), "rules": rules }).to_string(),
+        data: serde_json::json!({
+            "reason": sentences.join(" "),
+            "rules": rules,
+            "message_id": job.prepared.composition.message_id,
+        })
+        .to_string(),
         ..NewEvent::default()
     };
     event::append(tx, job.inbox, event).await?;

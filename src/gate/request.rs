@@ -5,7 +5,7 @@ use super::SendError;
 use crate::address::Address;
 use crate::clock::Millis;
 use crate::config::limits::LONGEST_PLAN;
-use crate::deliver::compose::{Composition, OutgoingAttachment};
+use crate::deliver::compose::{AutoSubmitted, Composition, OutgoingAttachment};
 use crate::deliver::header::{HeaderName, HeaderValue};
 use crate::ids::{RowId, random_token};
 use crate::inbox::is_answer;
@@ -72,6 +72,10 @@ pub struct SendRequest {
     /// Only say what would become of it.
     pub dry_run: bool,
     pub idempotency: Option<Idempotency>,
+    /// One of many alike: it says how to unsubscribe.
+    pub bulk: bool,
+    /// A person wrote or approved these words: no machine speaks by itself.
+    pub by_person: bool,
 }
 
 /// A request that can be sent: what to write, to whom.
@@ -123,7 +127,11 @@ pub(super) fn prepare(
         date: request.send_at.map_or(date, |at| at.max(date)),
         in_reply_to: parent.and_then(|p| p.rfc_message_id.clone()),
         references: parent.map(references).unwrap_or_default(),
-        auto_submitted: None,
+        // RFC 3834 §5: what an agent answers by itself says so, and no machine has to guess.
+        auto_submitted: match request.kind {
+            SendKind::Reply { .. } if !request.by_person => Some(AutoSubmitted::Replied),
+            _ => None,
+        },
     };
     Ok(Prepared { composition, to, cc, bcc, recipients })
 }

@@ -15,6 +15,7 @@ mod release;
 mod returned;
 mod subject;
 mod threading;
+mod unsubscribe;
 
 use std::iter::successors;
 use std::sync::Arc;
@@ -33,9 +34,10 @@ use crate::reports::{self, Report};
 use crate::screen::structure::{Mailbox, Structure};
 use crate::screen::{self, Meaning};
 use crate::spool::{self, Octets};
-use crate::store::delivery::{Delivery, Returned};
+use crate::store::delivery::Delivery;
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, DEFAULT_POD, InboxStatus, NewInbox};
+use crate::store::outcome::Returned;
 use crate::store::policy as stored_policy;
 use crate::store::{StoreError, Tx};
 use crate::verify;
@@ -47,6 +49,7 @@ use subject::Subject;
 
 pub(crate) use place::{add_to_thread, new_thread};
 pub(crate) use release::{Decision, decide};
+pub(crate) use unsubscribe::unsubscribe;
 
 pub(crate) use subject::is_answer;
 #[cfg(fuzzing)]
@@ -70,6 +73,8 @@ pub struct Recipient {
     pub policy: Policy,
     /// It came by a return path that we made for this message.
     pub answers: Option<i64>,
+    /// It came by the address at which the recipient of this message (its Message-ID's left side) takes leave.
+    pub unsubscribes: Option<String>,
 }
 
 impl Recipient {
@@ -166,6 +171,8 @@ pub(crate) struct Incoming {
     spoof: Option<Spoof>,
     /// What it reports about mail of ours, if it came by a return path that we made.
     reports: Vec<Returned>,
+    /// What it complains of, if it came to the operator.
+    complaint: Option<returned::Complaint>,
     /// The DMARC or TLS report in it, if it came to an address that we ask for those at.
     domain_report: Option<Report>,
 }
@@ -194,6 +201,7 @@ pub async fn route(floor: &Floor, address: &Address) -> Result<Route, InboxError
     };
     let key = address.key();
     let answered = return_path::check(&floor.secrets, address.local());
+    let leave = return_path::check_leave_address(&floor.secrets, address.local());
     let bare = address.without_tag().map(|a| a.key());
     let local = bare.as_deref().unwrap_or(&key).split('@').next().unwrap_or_default().to_owned();
     // Of a domain that was added, the operator is who runs this server: his inbox is the first domain's.
@@ -202,13 +210,17 @@ pub async fn route(floor: &Floor, address: &Address) -> Result<Route, InboxError
     let first = floor.config.domains.first().filter(|_| reserved && !ours.configured);
     let first = first.map(|domain| operator_address(domain));
     let names: Vec<String> = [Some(key), operator, first, bare].into_iter().flatten().collect();
-    let found = match answered {
-        Some((key, message_key)) => {
+    let found = match (answered, &leave) {
+        (Some((key, message_key)), _) => {
             let found = floor.store.read(move |tx| Box::pin(inbox::by_key(tx, key))).await?;
             found.map(|inbox| (inbox, Some(message_key)))
         }
+        (None, Some((key, _))) => {
+            let key = *key;
+            floor.store.read(move |tx| Box::pin(inbox::by_key(tx, key))).await?.map(|inbox| (inbox, None))
+        }
         // An exact address beats a tag.
-        None => floor.store.inbox_at(names).await?.map(|inbox| (inbox, None)),
+        (None, None) => floor.store.inbox_at(names).await?.map(|inbox| (inbox, None)),
     };
     Ok(match found {
         Some((inbox, answers)) => Route::Inbox(Recipient {
@@ -218,6 +230,7 @@ pub async fn route(floor: &Floor, address: &Address) -> Result<Route, InboxError
             inbox_address: inbox.address,
             operator: inbox.operator,
             answers,
+            unsubscribes: leave.map(|(_, message_id)| message_id),
         }),
         None => Route::UnknownInbox,
     })
@@ -297,6 +310,10 @@ pub async fn receive<T>(
     (incoming.octets, incoming.spoof) = (octets, spoof);
     if recipients.iter().any(|recipient| recipient.answers.is_some()) {
         incoming.reports = returned::reports(&stamped, &incoming.structure);
+    }
+    if recipients.iter().any(|recipient| recipient.operator) {
+        let verified = incoming.verdict.verified_sender.is_some();
+        incoming.complaint = returned::complaint(floor, &stamped, &incoming.structure, verified).await?;
     }
     if recipients.iter().any(takes_reports) {
         incoming.domain_report = reports::read_in_time(&stamped, &incoming.structure, &id).await;
@@ -424,6 +441,7 @@ fn incoming(
         verdict,
         reverse_path,
         reports: Vec::new(),
+        complaint: None,
         domain_report: None,
     }
 }
@@ -565,6 +583,7 @@ pub async fn deliver_bounce(
         address,
         operator: found.operator,
         answers: Some(message_key),
+        unsubscribes: None,
     };
     let job = Arc::new((incoming, recipient, body));
     floor

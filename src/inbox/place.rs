@@ -9,15 +9,16 @@ use super::threading::{self, Found};
 use super::{Incoming, Recipient, subject, takes_reports};
 use crate::address::Address;
 use crate::ids::InboxKey;
+use crate::screen::kind::Kind;
 use crate::screen::structure::Mailbox;
 use crate::store::body::{self, Body};
-use crate::store::delivery;
 use crate::store::event::{self, NewEvent};
 use crate::store::held::{Held, PolicyNote};
 use crate::store::inbox::{self, InboxStatus, MAILBOX_INBOX, MAILBOX_JUNK, Reserved};
 use crate::store::label;
 use crate::store::list::{self, ListDirection};
 use crate::store::message::{self, Direction, Message};
+use crate::store::outcome::{self, Heard, Proof};
 use crate::store::report;
 use crate::store::thread::{self, ListedAttachment, MAX_LISTED, MAX_LISTED_OCTETS, Thread};
 use crate::store::{StoreError, Tx};
@@ -72,16 +73,13 @@ pub(super) async fn place(
     inbox::place(tx, key, treatment.mailbox, message.message_key, message.modseq).await?;
     threading::remember(tx, &recipient.inbox_address, incoming, &message, &found).await?;
     announce(tx, &message, &treatment).await?;
-    if let Some(of_message) = recipient.answers {
-        for report in &incoming.reports {
-            delivery::returned(tx, key, of_message, report).await?;
-        }
-    }
+    let news = hear(tx, incoming, recipient).await?;
     if let Some(found) = incoming.domain_report.as_ref().filter(|_| is_report(recipient, &treatment)) {
         let sender = message.verified_sender.as_deref();
         report::insert(tx, key, message.message_key, sender, found).await?;
     }
-    if let Some((to, reason)) = treatment.work {
+    // A bounce that is heard again wakes nobody: whoever acted on the first has nothing to do.
+    if let Some((to, reason)) = treatment.work.filter(|_| news) {
         let item_key = reserved.first + 2;
         let arrived = work::Arrived {
             inbox: key,
@@ -98,6 +96,27 @@ pub(super) async fn place(
     Ok(Placed::Stored(Box::new(message)))
 }
 
+/// What the message reports about mail of ours, written to its deliveries; `false` where all of it was known.
+async fn hear(tx: &mut Tx, incoming: &Incoming, recipient: &Recipient) -> Result<bool, StoreError> {
+    let mut known = 0;
+    if let Some(of_message) = recipient.answers {
+        for report in &incoming.reports {
+            let heard = outcome::returned(tx, recipient.inbox, of_message, report, Proof::Token).await?;
+            known += usize::from(heard == Heard::Known);
+        }
+    }
+    // Another inbox's rows, and no lock of that inbox: events and suppressions need none.
+    if let Some(found) = incoming.complaint.as_ref().filter(|_| recipient.operator) {
+        for report in &found.reports {
+            outcome::returned(tx, found.inbox, found.message_key, report, found.proof).await?;
+        }
+    }
+    if let Some(id) = &recipient.unsubscribes {
+        super::unsubscribe(tx, recipient.inbox, id, "by mail").await?;
+    }
+    Ok(known == 0 || known < incoming.reports.len())
+}
+
 async fn treat(
     tx: &mut Tx,
     incoming: &Incoming,
@@ -107,8 +126,12 @@ async fn treat(
 ) -> Result<Treatment, StoreError> {
     let mut objections = policy::objections(incoming.arrival(), recipient);
     objections.extend(by_lists(tx, incoming, recipient, found).await?);
-    let reason = match (recipient.answers.is_some() || found.reports_ours, found.join) {
-        (true, _) => "bounce",
+    let reports = recipient.answers.is_some() || found.reports_ours;
+    let reason = match (reports, found.join) {
+        (true, _) if incoming.reports.iter().any(|report| report.what == outcome::Told::Complained) => "complained",
+        // Ordinary mail to a return path is an answer like any other.
+        (true, Some(_)) if incoming.reports.is_empty() && incoming.meaning.kind == Kind::Person => "reply",
+        (true, _) => "bounced",
         (false, Some(_)) => "reply",
         (false, None) => "new_message",
     };
@@ -135,7 +158,7 @@ async fn treat(
         treatment.work = None;
     }
     // A duplicate is linked to its first, and our own message come back is no news: neither makes work.
-    if found.duplicate_of.is_some() || found.echo {
+    if found.duplicate_of.is_some() || found.echo || recipient.unsubscribes.is_some() {
         treatment.work = None;
     }
     Ok(treatment)

@@ -2,10 +2,21 @@
 //!
 //! Believed only as far as the return path it came by: that names the message, so the worst that a forged
 //! report can do is to speak for recipients of that one message. It is read before the transaction.
+//!
+//! Providers send complaints to the address that is registered with them, which is the operator's. Such a report
+//! names the message by what it quotes. Our return path in it proves as much as mail to it would. A Message-ID alone
+//! stands in every answer and in every archive: with it a verified sender is heard (an event, for people to see),
+//! and nobody is suppressed.
 
+use crate::address::Address;
+use crate::deliver::return_path;
+use crate::floor::Floor;
+use crate::ids::InboxKey;
 use crate::screen::bounce::{self, BounceClass, BounceKind, BouncedRecipient, Reason};
 use crate::screen::structure::Structure;
-use crate::store::delivery::{Returned, Told};
+use crate::store::message::{self, Direction};
+use crate::store::outcome::{Proof, Returned, Told};
+use crate::store::{StoreError, inbox};
 
 /// Complaints of people, by their `Feedback-Type`; the others are about authentication, or say that all is well.
 const OF_PEOPLE: [&str; 5] = ["abuse", "complaint", "fraud", "opt-out", "opt-out-list"];
@@ -14,24 +25,73 @@ const OF_PEOPLE: [&str; 5] = ["abuse", "complaint", "fraud", "opt-out", "opt-out
 pub(super) fn reports(raw: &[u8], structure: &Structure) -> Vec<Returned> {
     let Some(bounce) = bounce::read(raw, structure) else { return Vec::new() };
     let of_people = bounce.feedback.as_deref().is_some_and(|kind| OF_PEOPLE.contains(&kind));
-    bounce.recipients.into_iter().filter_map(|recipient| returned(recipient, of_people)).collect()
+    let feedback = bounce.feedback.as_deref();
+    bounce.recipients.into_iter().filter_map(|recipient| returned(recipient, of_people, feedback)).collect()
 }
 
-fn returned(recipient: BouncedRecipient, of_people: bool) -> Option<Returned> {
+fn returned(recipient: BouncedRecipient, of_people: bool, feedback: Option<&str>) -> Option<Returned> {
     // Not where the host is unknown: that is what a resolver's bad day looks like, and says nothing of the address.
     let dead = recipient.reason == Reason::UserUnknown;
     let what = match recipient.kind {
         BounceKind::Failure if dead && recipient.class == BounceClass::Hard => Told::DeadAddress,
         BounceKind::Failure => Told::Failed,
         BounceKind::Complaint if of_people => Told::Complained,
-        _ => return None,
+        BounceKind::Complaint => return None,
+        BounceKind::Delay | BounceKind::Delivered => Told::NoNews,
+    };
+    let class = match recipient.kind {
+        BounceKind::Complaint => feedback.unwrap_or("abuse"),
+        _ => recipient.reason.class_text(),
     };
     Some(Returned {
         recipients: [recipient.address, recipient.original].into_iter().flatten().collect(),
         status: recipient.status.unwrap_or_else(|| "5.0.0".to_owned()),
         text: recipient.text,
         what,
+        class: class.to_owned(),
     })
+}
+
+/// A complaint about a message of ours that came to the operator.
+pub(super) struct Complaint {
+    pub inbox: InboxKey,
+    pub message_key: i64,
+    pub reports: Vec<Returned>,
+    pub proof: Proof,
+}
+
+/// The message that a report to the operator complains of; `None` where it is none of ours, or is no complaint.
+pub(super) async fn complaint(
+    floor: &Floor,
+    raw: &[u8],
+    structure: &Structure,
+    verified: bool,
+) -> Result<Option<Complaint>, StoreError> {
+    let Some(origin) = bounce::origin(raw, structure) else { return Ok(None) };
+    let reports = reports(raw, structure);
+    if reports.is_empty() {
+        return Ok(None);
+    }
+    for sender in origin.mail_from.iter().filter_map(|sender| sender.parse::<Address>().ok()) {
+        if let Some((inbox, message_key)) = return_path::check(&floor.secrets, sender.local()) {
+            return Ok(Some(Complaint { inbox, message_key, reports, proof: Proof::Token }));
+        }
+    }
+    let (Some(id), Some(from), true) = (origin.message_id, origin.from, verified) else { return Ok(None) };
+    let found = floor.store.read(move |tx| {
+        let (id, from) = (id.clone(), from.clone());
+        Box::pin(async move {
+            let Some(inbox) = inbox::by_address(tx, &from).await? else { return Ok::<_, StoreError>(None) };
+            let sent = message::by_public_id(tx, inbox.key, &id).await?;
+            Ok(sent.filter(|sent| sent.direction == Direction::Out).map(|sent| (inbox.key, sent.message_key)))
+        })
+    });
+    Ok(found.await?.map(|(inbox, message_key)| Complaint {
+        inbox,
+        message_key,
+        reports,
+        proof: Proof::MessageId,
+    }))
 }
 
 #[cfg(test)]

@@ -112,6 +112,8 @@ pub(super) fn reply_to(message: &Message, text: &str) -> SendRequest {
         send_at: None,
         dry_run: false,
         idempotency: None,
+        bulk: false,
+        by_person: false,
     }
 }
 

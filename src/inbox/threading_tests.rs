@@ -243,7 +243,7 @@ async fn a_bounce_that_only_quotes_what_it_bounces() {
         report(&format!("Content-Type: text/rfc822-headers\n\nMessage-ID: {ours}\nSubject: Re: Hi\n"));
     let bounce = desk.get(daemon, &format!("Message-ID: <b1@x>\n{headers}")).await;
     assert_eq!(bounce.thread_key, first.thread_key);
-    assert_eq!(desk.items().await[0].item.reason, "bounce");
+    assert_eq!(desk.items().await[0].item.reason, "bounced");
     let whole = report(&format!("Content-Type: message/rfc822\n\nMessage-ID: {ours}\n\nAnswer\n"));
     assert_eq!(desk.get(daemon, &whole).await.thread_key, first.thread_key);
     // Only what comes by the return path speaks for a recipient: the next answer goes out.

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::address::Address;
 use crate::clock::Millis;
 use crate::deliver::outcome::{Fate, Outcome};
 use crate::floor::Floor;
 use crate::store::attempt::{self, Attempt};
 use crate::store::delivery::{self, Delivery, Settled};
-use crate::store::{StoreError, Tx, suppression};
+use crate::screen::bounce;
+use crate::store::outcome::{self, Proof};
+use crate::store::{StoreError, Tx};
 
 /// Results in one transaction.
 const GROUP: usize = 200;
@@ -95,25 +96,30 @@ async fn write(tx: &mut Tx, node: &str, entry: &Entry) -> Result<(), StoreError>
         tracing::warn!(delivery.id = delivery.id(), "the result of a delivery came too late");
         return Ok(());
     }
-    let event_type = match settled.state {
-        "delivered" => "message.delivered",
-        "failed" => "message.bounced",
-        _ => "delivery.deferred",
-    };
     attempt::record(tx, delivery.inbox, delivery.delivery_key, &attempt_of(node, entry, tx.now())).await?;
+    let (status, reply) = (settled.status.as_deref(), settled.reply.as_deref());
     if settled.state == "deferred" && delivery::is_late(tx, delivery).await? {
-        let (status, reply) = (settled.status.as_deref(), settled.reply.as_deref());
         delivery::announce(tx, delivery, "delivery.delayed", status, reply, settled.next_attempt_at).await?;
     }
-    let status = settled.status.as_deref();
-    delivery::announce(tx, delivery, event_type, status, settled.reply.as_deref(), settled.next_attempt_at)
-        .await?;
+    if settled.state == "failed" {
+        let (status, reply) = (status.unwrap_or_default(), reply.unwrap_or_default());
+        // What was deferred until it expired: the last answer's words are about a day, not about the recipient.
+        let class = match outcome.fate {
+            Fate::Failed => bounce::reason_of(status, reply).class_text(),
+            _ => "expired",
+        };
+        outcome::bounced(tx, delivery, class, status, reply).await?;
+    } else {
+        let event_type =
+            if settled.state == "delivered" { "message.delivered" } else { "delivery.deferred" };
+        delivery::announce(tx, delivery, event_type, status, reply, settled.next_attempt_at).await?;
+    }
     if outcome.suppresses() {
-        suppress(tx, delivery, "bounce", &outcome.text).await?;
+        outcome::suppress(tx, delivery, "bounce", Some(&outcome.text)).await?;
     }
     if *complains && outcome.fate == Fate::Delivered {
-        delivery::announce(tx, delivery, "message.complained", None, Some("simulated"), None).await?;
-        suppress(tx, delivery, "complaint", "simulated").await?;
+        outcome::complained(tx, delivery, "abuse", "simulated", Proof::Token).await?;
+        outcome::suppress(tx, delivery, "complaint", Some("simulated")).await?;
     }
     Ok(())
 }
@@ -133,10 +139,4 @@ fn attempt_of(node: &str, entry: &Entry, now: Millis) -> Attempt {
         began_at: entry.delivery.updated_at,
         ended_at: now,
     }
-}
-
-async fn suppress(tx: &mut Tx, delivery: &Delivery, reason: &str, detail: &str) -> Result<(), StoreError> {
-    let Ok(address) = delivery.recipient.parse::<Address>() else { return Ok(()) };
-    suppression::add(tx, delivery.inbox.pod, &address.key(), reason, &delivery.id(), Some(detail)).await?;
-    Ok(())
 }

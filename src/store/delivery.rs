@@ -10,7 +10,6 @@ mod operate;
 use super::attempt::{self, Attempt};
 use super::event::{self, NewEvent};
 use super::{Row, StoreError, Topic, Tx};
-use crate::address::Address;
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
 
@@ -458,70 +457,4 @@ pub async fn delivered_locally(tx: &mut Tx, delivery: &Delivery) -> Result<bool,
         announce(tx, delivery, "message.delivered", Some("2.1.5"), None, None).await?;
     }
     Ok(changed == 1)
-}
-
-/// What a report says of a recipient whose message a remote had taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Returned {
-    /// `Address::key()` of the final and of the original recipient, where they are given.
-    pub recipients: Vec<String>,
-    /// Enhanced status code.
-    pub status: String,
-    /// The remote's words, printable.
-    pub text: String,
-    pub what: Told,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
-    /// It was not delivered after all.
-    Failed,
-    /// And the address itself is no good, so it must not be written to again.
-    DeadAddress,
-    /// It was delivered, and the recipient wants no more of it.
-    Complained,
-}
-
-/// A remote that took a message said by the message's return path what became of it: the delivery failed after
-/// all, or its recipient complains. Only a recipient of that message can be named, and only once.
-pub(crate) async fn returned(
-    tx: &mut Tx,
-    inbox: InboxKey,
-    message_key: i64,
-    report: &Returned,
-) -> Result<(), StoreError> {
-    let all = of_message(tx, inbox, message_key).await?;
-    let key = |row: &Delivery| row.recipient.parse::<Address>().map(|address| address.key()).ok();
-    let named = |row: &&Delivery| key(row).is_some_and(|key| report.recipients.contains(&key));
-    // A forwarder reports the address it forwarded to; with one recipient there is no doubt whose it was.
-    let found = all.iter().find(named).or(if all.len() == 1 { all.first() } else { None });
-    let Some(row) = found.filter(|row| row.state == "delivered" && row.route == Route::Relay) else {
-        return Ok(());
-    };
-    let (source, words) = (row.id(), Some(report.text.as_str()));
-    if report.what == Told::Complained {
-        let Some(address) = key(row) else { return Ok(()) };
-        if super::suppression::add(tx, inbox.pod, &address, "complaint", &source, words).await? {
-            announce(tx, row, "message.complained", None, words, None).await?;
-        }
-        return Ok(());
-    }
-    tx.execute(
-        "UPDATE delivery SET state = 'failed', last_status = $4, last_reply = $5, updated_at = $6
-         WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'delivered'",
-        &[
-            inbox.pod.into(),
-            inbox.inbox.into(),
-            row.delivery_key.into(),
-            (&report.status).into(),
-            (&report.text).into(),
-            tx.now().into(),
-        ],
-    )
-    .await?;
-    announce(tx, row, "message.bounced", Some(&report.status), words, None).await?;
-    if let (Told::DeadAddress, Some(address)) = (report.what, key(row)) {
-        super::suppression::add(tx, inbox.pod, &address, "bounce", &source, words).await?;
-    }
-    Ok(())
 }

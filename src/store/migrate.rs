@@ -30,6 +30,11 @@ const MIGRATIONS: &[Migration] = &[
         postgres: include_str!("../../migrations/postgres/0003_queue.sql"),
     },
     Migration {
+        version: 6,
+        sqlite: include_str!("../../migrations/sqlite/0006_outcomes.sql"),
+        postgres: include_str!("../../migrations/postgres/0006_outcomes.sql"),
+    },
+    Migration {
         version: 7,
         sqlite: include_str!("../../migrations/sqlite/0007_domains.sql"),
         postgres: include_str!("../../migrations/postgres/0007_domains.sql"),

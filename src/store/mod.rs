@@ -27,6 +27,7 @@ pub mod label;
 pub mod list;
 pub mod message;
 mod migrate;
+pub mod outcome;
 pub mod page;
 pub mod pod;
 pub mod policy;

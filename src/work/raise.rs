@@ -12,7 +12,7 @@ pub(crate) struct Arrived {
     pub thread_key: i64,
     /// The number for a new item, taken with the message's.
     pub item_key: i64,
-    /// `new_message`, `reply`, `bounce`; why it is held, where it is.
+    /// `new_message`, `reply`, `bounced`, `complained`; why it is held, where it is.
     pub reason: &'static str,
     pub to: HandedTo,
     /// The message opened the thread, which can have no item then.

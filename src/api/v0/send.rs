@@ -69,6 +69,9 @@ pub(crate) struct SendMessageRequest {
     bulk: Option<bool>,
     /// Only says what would become of it.
     dry_run: Option<bool>,
+    /// One of many alike: List-Unsubscribe with its form of one click is added. Such a message has one recipient. Also
+    /// as the header `Gatepost-Bulk: true`.
+    bulk: Option<bool>,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -229,8 +232,8 @@ fn request_hash(inbox: &Inbox, kind: SendKind, named: &str, headers: &HeaderMap,
     hash.finalize().to_vec()
 }
 
-const OUR_HEADERS: [&str; 4] =
-    ["gatepost-work-item", "gatepost-fence", "gatepost-context-version", "gatepost-run"];
+const OUR_HEADERS: [&str; 5] =
+    ["gatepost-work-item", "gatepost-fence", "gatepost-context-version", "gatepost-run", "gatepost-bulk"];
 
 fn build(
     asked: SendMessageRequest,
@@ -294,6 +297,8 @@ fn build(
         send_at,
         dry_run: asked.dry_run == Some(true),
         idempotency,
+        bulk: asked.bulk.unwrap_or_else(|| header("gatepost-bulk").is_some_and(|said| said.trim() == "true")),
+        by_person: false,
     })
 }
 

@@ -180,6 +180,12 @@ async fn show(
         shown.insert("change".into(), Value::Object(about));
         return Ok(Some(shown));
     }
+    if kind == "message.rejected" {
+        // A refusal files nothing: AgentMail's body names a thread and a message all the same.
+        for name in ["thread_id", "message_id"] {
+            about.entry(name).or_insert_with(|| json!(""));
+        }
+    }
     about.extend(shaped(kind, data));
     shown.insert(object_of(kind).into(), Value::Object(about));
     Ok(Some(shown))
@@ -201,6 +207,17 @@ fn object_of(kind: &str) -> &'static str {
     }
 }
 
+/// `type` and `sub_type` of a bounce, in the words of Amazon SES, which AgentMail passes on: permanent is what says
+/// something about the address.
+fn bounce_words(class: &str) -> (&'static str, &'static str) {
+    match class {
+        "hard" => ("Permanent", "NoEmail"),
+        "mailbox_full" => ("Transient", "MailboxFull"),
+        "content" => ("Transient", "ContentRejected"),
+        _ => ("Transient", "General"),
+    }
+}
+
 /// What the event says, with AgentMail's fields beside ours.
 fn shaped(kind: &str, mut data: Map<String, Value>) -> Map<String, Value> {
     let recipient = data.get("recipient").cloned();
@@ -209,14 +226,17 @@ fn shaped(kind: &str, mut data: Map<String, Value>) -> Map<String, Value> {
             data.insert("recipients".into(), json!([recipient]));
         }
         ("message.complained", Some(recipient)) => {
-            data.insert("type".into(), json!("abuse"));
+            let feedback = data.get("feedback_type").cloned().unwrap_or_else(|| json!("abuse"));
+            data.insert("type".into(), feedback);
             data.insert("sub_type".into(), json!(""));
             data.insert("recipients".into(), json!([recipient]));
         }
         ("message.bounced", Some(recipient)) => {
             let status = data.get("status").cloned().unwrap_or_default();
-            data.insert("type".into(), json!("Permanent"));
-            data.insert("sub_type".into(), json!(status.as_str().unwrap_or("General")));
+            let class = data.get("class").and_then(Value::as_str).unwrap_or("soft").to_owned();
+            let (kind, sub_kind) = bounce_words(&class);
+            data.insert("type".into(), json!(kind));
+            data.insert("sub_type".into(), json!(sub_kind));
             data.insert(
                 "recipients".into(),
                 json!([{ "address": recipient, "status": status.as_str().unwrap_or("") }]),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -13,6 +13,7 @@ use utoipa_axum::routes;
 use crate::address::Address;
 use crate::api::App;
 use crate::api::auth::Caller;
+use crate::api::body::JsonBody;
 use crate::api::error::{Answer, ErrorShape, Problem};
 use crate::api::paging::{self, Listing};
 use crate::api::path::{self, RawPath};
@@ -24,7 +25,7 @@ use crate::store::suppression::{self, Suppression};
 use crate::store::{StoreError, audit};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(delete))
+    OpenApiRouter::new().routes(routes!(list, add)).routes(routes!(delete))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -84,6 +85,51 @@ async fn list(
 fn view(suppression: Suppression) -> SuppressionView {
     let Suppression { address, reason, source, detail, created_at } = suppression;
     SuppressionView { address, reason, source, detail, created_at: rfc3339(created_at) }
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SuppressionBody {
+    address: String,
+    /// Why, for whoever reads the list.
+    detail: Option<String>,
+}
+
+/// The address is not written to any more; the first reason that was given for it stays.
+#[utoipa::path(
+    post, path = "/v1/suppressions", tag = "suppressions", request_body = SuppressionBody,
+    responses((status = 200, body = SuppressionView), (status = 400, body = ErrorShape), (status = 403, body = ErrorShape))
+)]
+async fn add(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    JsonBody(body): JsonBody<SuppressionBody>,
+) -> Answer<Json<SuppressionView>> {
+    caller.require_admin("Suppressions")?;
+    caller.require("list_entry_create")?;
+    let address: Address =
+        body.address.parse().map_err(|e| Problem::field(&["address"], format!("is no address: {e}")))?;
+    let detail = body.detail.filter(|detail| !detail.is_empty());
+    if detail.as_deref().is_some_and(|detail| detail.len() > 1_000 || detail.chars().any(char::is_control)) {
+        return Err(Problem::field(&["detail"], "takes one line of at most 1,000 octets"));
+    }
+    let (key, actor, source, pod) = (address.key(), caller.0.actor(), caller.0.actor(), caller.own_pod());
+    let found = floor.store.write(move |tx| {
+        let (address, actor, source, detail) = (key.clone(), actor.clone(), source.clone(), detail.clone());
+        Box::pin(async move {
+            let added =
+                suppression::add(tx, pod, &address, "manual", &source, detail.as_deref()).await?;
+            if added {
+                let (actor, object, action) = (actor.as_str(), address.as_str(), "suppression.added");
+                let entry =
+                    audit::Entry { actor, run_id: None, action, inbox: None, object, detail: "{}".to_owned() };
+                audit::record(tx, entry).await?;
+            }
+            let stands = suppression::among(tx, pod, &[address]).await?;
+            Ok::<_, StoreError>(stands.into_iter().next())
+        })
+    });
+    found.await?.map(|found| Json(view(found))).ok_or_else(|| Problem::not_found("Suppression"))
 }
 
 /// The address may be written to again.

@@ -61,3 +61,56 @@ fn complaint(feedback: String, addresses: Vec<String>, structure: &Structure) ->
     }
     Bounce { kind: BounceKind::Complaint, recipients, feedback: Some(feedback) }
 }
+
+/// What a complaint says of the message that it is about: by these words we may know it as ours.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Origin {
+    /// The envelope's sender, as the report and the returned header give it.
+    pub mail_from: Vec<String>,
+    pub message_id: Option<String>,
+    /// The author's address.
+    pub from: Option<String>,
+}
+
+/// The origin that a report names; `None` where the message is no complaint.
+pub(crate) fn origin(raw: &[u8], structure: &Structure) -> Option<Origin> {
+    let is_report = |at: usize| {
+        structure.parts.get(at).is_some_and(|part| part.content_type == "message/feedback-report")
+            && !inside_message(structure, at)
+    };
+    let at = (0..structure.parts.len()).find(|at| is_report(*at))?;
+    let mut origin = Origin::default();
+    let fields = fields::unfolded(&screen::text_head(raw, structure, u32::try_from(at).ok()?, MAX_FIELDS));
+    // RFC 5965 §3.2: Original-Mail-From is the envelope's.
+    origin.mail_from.extend(
+        fields::named(&fields).filter(|(name, _)| name == "original-mail-from").filter_map(|(_, v)| super::address(v)),
+    );
+    let returned = structure.parts.iter().enumerate().skip(at + 1).find(|(at, part)| {
+        matches!(part.content_type.as_str(), "message/rfc822" | "text/rfc822-headers" | "message/rfc822-headers")
+            && !inside_message(structure, *at)
+    });
+    let Some((_, part)) = returned else { return Some(origin) };
+    let (start, end) = (usize::try_from(part.body_at).ok()?, usize::try_from(part.end).ok()?);
+    let head = raw.get(start..end.min(start.saturating_add(MAX_ORIGIN))).unwrap_or_default();
+    let head = fields::unfolded(&String::from_utf8_lossy(head));
+    let head = head.trim_start_matches('\n');
+    for (name, value) in fields::named(head.split("\n\n").next().unwrap_or_default()) {
+        match name.as_str() {
+            "return-path" => origin.mail_from.extend(super::address(value)),
+            "message-id" => origin.message_id = origin.message_id.or_else(|| Some(line(value))),
+            "from" => origin.from = origin.from.or_else(|| author(value)),
+            _ => {}
+        }
+    }
+    origin.mail_from.truncate(4);
+    Some(origin)
+}
+
+/// Octets of the returned header that are read.
+const MAX_ORIGIN: usize = 32 * 1024;
+
+/// The address in a From field, with a name before it or alone.
+fn author(value: &str) -> Option<String> {
+    let inner = value.rsplit_once('<').map_or(value, |(_, inner)| inner);
+    super::address(inner.split('>').next().unwrap_or_default())
+}

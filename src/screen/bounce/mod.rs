@@ -24,6 +24,7 @@ mod tests;
 use crate::address::Address;
 use crate::screen::structure::Structure;
 
+pub(crate) use complaint::origin;
 pub use reason::Reason;
 
 /// Recipients read from one report: as many as one transaction can have.
@@ -104,6 +105,13 @@ pub fn read(raw: &[u8], structure: &Structure) -> Option<Bounce> {
     let worst = [BounceKind::Failure, BounceKind::Delay].into_iter().find(|kind| kinds.contains(kind));
     let kind = worst.or(kinds.first().copied())?;
     Some(Bounce { kind, recipients, feedback: None })
+}
+
+/// The reason of a final refusal that we heard ourselves, by its status and the remote's words.
+pub(crate) fn reason_of(status: &str, words: &str) -> Reason {
+    let status = Some(status.to_owned()).filter(|status| !status.is_empty());
+    let said = reason::Said { kind: BounceKind::Failure, status, words, beside: "", by: "smtp" };
+    reason::weigh(said).reason
 }
 
 /// The first address in a text that somebody typed: `rfc822; <bob@remote.example>`, in the form of `Address::key()`.

@@ -89,6 +89,23 @@ impl Reason {
         Reason::ALL.into_iter().find(|reason| reason.text() == text)
     }
 
+    /// What kind of trouble it is, as events and deliveries say it: `hard`, `mailbox_full`, `policy`, `content`,
+    /// `expired`, `soft`, or `complaint`.
+    pub fn class_text(self) -> &'static str {
+        use Reason::*;
+        match self {
+            UserUnknown | HostUnknown | HasMoved | NotAccept => "hard",
+            MailboxFull => "mailbox_full",
+            Rejected | AuthFailure | BadReputation | Blocked | RequirePtr | PolicyViolation | SecurityError
+            | NoRelaying | RateLimited | Filtered => "policy",
+            SpamDetected | VirusDetected | ContentError | TooBig => "content",
+            Expired => "expired",
+            Feedback => "complaint",
+            Suspended | NetworkError | SystemError | SystemFull | MailerError | SyntaxError | OnHold
+            | Undefined | Delivered => "soft",
+        }
+    }
+
     pub fn text(self) -> &'static str {
         match self {
             Reason::UserUnknown => "userunknown",

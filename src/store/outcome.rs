@@ -1,0 +1,234 @@
+//! What became of a message after a remote had its word: bounces, complaints and unsubscriptions, with the events
+//! and the suppressions that follow from them.
+//!
+//! Every function writes in the transaction of whatever found it out (an attempt's result, a report that is filed,
+//! a click), so that a crash leaves both or neither. A late bounce changes a delivery once; hearing of it again
+//! changes nothing.
+
+use super::delivery::{self, Delivery, Route};
+use super::event::{self, NewEvent};
+use super::{StoreError, Tx, suppression};
+use crate::address::Address;
+use crate::ids::InboxKey;
+
+/// What a report says of a recipient whose message a remote had taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Returned {
+    /// `Address::key()` of the final and of the original recipient, where they are given.
+    pub recipients: Vec<String>,
+    /// Enhanced status code.
+    pub status: String,
+    /// The remote's words, printable.
+    pub text: String,
+    pub what: Told,
+    /// `hard`, `mailbox_full`, `policy`, `content`, `expired` or `soft`; of a complaint, its `Feedback-Type`.
+    pub class: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It was not delivered after all.
+    Failed,
+    /// And the address itself is no good, so it must not be written to again.
+    DeadAddress,
+    /// It was delivered, and the recipient wants no more of it.
+    Complained,
+    /// It is late, or was delivered: nothing that anybody has to act on.
+    NoNews,
+}
+
+/// What names the message that a report is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// The return path that we made for it: nobody who did not get the message can know it.
+    Token,
+    /// Its Message-ID, which everybody repeats who answers: enough to be told, not to act.
+    MessageId,
+}
+
+impl Proof {
+    fn text(self) -> &'static str {
+        match self {
+            Proof::Token => "return_path",
+            Proof::MessageId => "message_id",
+        }
+    }
+}
+
+/// What a report came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    News,
+    /// It was known, or asks for nothing.
+    Known,
+    /// It names no recipient of that message.
+    Nobody,
+}
+
+/// A remote that took a message said what became of it: the delivery failed after all, or its recipient complains.
+/// Only a recipient of that message can be named, and each counts once.
+pub(crate) async fn returned(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    message_key: i64,
+    report: &Returned,
+    proof: Proof,
+) -> Result<Heard, StoreError> {
+    if report.what == Told::NoNews {
+        return Ok(Heard::Known);
+    }
+    let all = delivery::of_message(tx, inbox, message_key).await?;
+    let named = |row: &&Delivery| key(row).is_some_and(|key| report.recipients.contains(&key));
+    // A forwarder reports the address it forwarded to; with one recipient there is no doubt whose it was.
+    let found = all.iter().find(named).or(if all.len() == 1 { all.first() } else { None });
+    let Some(row) = found.filter(|row| row.route == Route::Relay) else { return Ok(Heard::Nobody) };
+    if report.what == Told::Complained {
+        return complaint(tx, row, report, proof).await;
+    }
+    if row.state == "failed" {
+        return Ok(Heard::Known);
+    }
+    // A row that is still tried has its own answer to come: that one counts.
+    if row.state != "delivered" || proof != Proof::Token {
+        return Ok(Heard::Nobody);
+    }
+    tx.execute(
+        "UPDATE delivery SET state = 'failed', last_status = $4, last_reply = $5, updated_at = $6
+         WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'delivered'",
+        &[
+            inbox.pod.into(),
+            inbox.inbox.into(),
+            row.delivery_key.into(),
+            (&report.status).into(),
+            (&report.text).into(),
+            tx.now().into(),
+        ],
+    )
+    .await?;
+    bounced(tx, row, &report.class, &report.status, &report.text).await?;
+    if report.what == Told::DeadAddress {
+        suppress(tx, row, "bounce", Some(&report.text)).await?;
+    }
+    Ok(Heard::News)
+}
+
+async fn complaint(
+    tx: &mut Tx,
+    row: &Delivery,
+    report: &Returned,
+    proof: Proof,
+) -> Result<Heard, StoreError> {
+    if !mark(tx, row, "complaint").await? {
+        return Ok(Heard::Known);
+    }
+    complained(tx, row, &report.class, &report.text, proof).await?;
+    // Whoever got an answer to the message knows its Message-ID, and could silence the others that it went to.
+    if proof == Proof::Token {
+        suppress(tx, row, "complaint", Some(&report.text)).await?;
+    }
+    Ok(Heard::News)
+}
+
+/// A recipient did not get the message and will not: the row says of which kind, the log tells it.
+pub(crate) async fn bounced(
+    tx: &mut Tx,
+    row: &Delivery,
+    class: &str,
+    status: &str,
+    reply: &str,
+) -> Result<(), StoreError> {
+    mark(tx, row, class).await?;
+    let data = serde_json::json!({
+        "delivery_id": row.id(),
+        "recipient": row.recipient,
+        "route": row.route.text(),
+        "attempts": row.attempts,
+        "class": class,
+        "status": status,
+        "reply": reply,
+        "maybe_duplicate": row.maybe_duplicate,
+    });
+    tell(tx, row, "message.bounced", &data).await
+}
+
+/// A recipient got it and wants no more.
+pub(crate) async fn complained(
+    tx: &mut Tx,
+    row: &Delivery,
+    feedback: &str,
+    words: &str,
+    proof: Proof,
+) -> Result<(), StoreError> {
+    let data = serde_json::json!({
+        "delivery_id": row.id(),
+        "recipient": row.recipient,
+        "feedback_type": feedback,
+        "reply": words,
+        "proof": proof.text(),
+    });
+    tell(tx, row, "message.complained", &data).await
+}
+
+/// The recipient of a message is not written to again by this pod; `false` where that was so before.
+pub(crate) async fn suppress(
+    tx: &mut Tx,
+    row: &Delivery,
+    reason: &str,
+    detail: Option<&str>,
+) -> Result<bool, StoreError> {
+    let Some(address) = key(row) else { return Ok(false) };
+    let source = row.id();
+    let added = suppression::add(tx, row.inbox.pod, &address, reason, &source, detail).await?;
+    if added {
+        let data = serde_json::json!({ "address": address, "reason": reason, "source": source });
+        tell(tx, row, "suppression.added", &data).await?;
+    }
+    Ok(added)
+}
+
+/// Everybody whom a message went to wants no more of it (RFC 8058); whether anything is new.
+pub(crate) async fn unsubscribed(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    message_key: i64,
+    way: &str,
+) -> Result<bool, StoreError> {
+    let mut news = false;
+    for row in delivery::of_message(tx, inbox, message_key).await? {
+        news |= suppress(tx, &row, "unsubscribe", Some(way)).await?;
+    }
+    Ok(news)
+}
+
+/// Writes the class of an outcome, once; `false` where it stands already.
+async fn mark(tx: &mut Tx, row: &Delivery, class: &str) -> Result<bool, StoreError> {
+    let changed = tx
+        .execute(
+            "UPDATE delivery SET outcome_class = $4
+             WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3
+               AND (outcome_class IS NULL OR outcome_class <> $4)",
+            &[row.inbox.pod.into(), row.inbox.inbox.into(), row.delivery_key.into(), class.into()],
+        )
+        .await?;
+    Ok(changed == 1)
+}
+
+async fn tell(
+    tx: &mut Tx,
+    row: &Delivery,
+    event_type: &str,
+    data: &serde_json::Value,
+) -> Result<(), StoreError> {
+    let event = NewEvent {
+        event_type,
+        thread_key: Some(row.thread_key),
+        message_key: Some(row.message_key),
+        data: data.to_string(),
+        ..NewEvent::default()
+    };
+    event::append(tx, row.inbox, event).await
+}
+
+fn key(row: &Delivery) -> Option<String> {
+    row.recipient.parse::<Address>().ok().map(|address| address.key())
+}

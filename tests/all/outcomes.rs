@@ -1,0 +1,244 @@
+//! What became of mail after a remote took it: it comes back, somebody complains, somebody unsubscribes; and what
+//! strangers claim about it does nothing.
+
+use serde_json::{Value, json};
+
+use crate::world::{
+    dns::Dns,
+    eventually,
+    postgres::Database,
+    server::{Setup, TestServer},
+    sink::{Sink, Taken},
+};
+
+const SEND: &str = "/v0/inboxes/ada@agents.example/messages/send";
+
+struct Sent {
+    server: TestServer,
+    sink: Sink,
+    sent: Value,
+    taken: Taken,
+    _dns: Dns,
+}
+
+/// Ada wrote to Bob, and Bob's server took it.
+async fn sent(setup: Setup, more: Value) -> Sent {
+    let sink = Sink::start().await;
+    let dns = Dns::start(&sink.zone("remote.example")).await;
+    let public = ("GATEPOST_HTTP__PUBLIC_URL", "https://mail.agents.example");
+    let server = setup.inbox("ada").dns(&dns).env(public.0, public.1).start().await;
+    let mut body = json!({"to": "bob@remote.example", "subject": "Offer", "text": "t"});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let sent = server.api.post(SEND, body).await.ok();
+    let taken = eventually("the remote has it", async || sink.taken().pop()).await;
+    let it = Sent { server, sink, sent, taken, _dns: dns };
+    it.events("message.delivered", 1).await;
+    it
+}
+
+impl Sent {
+    async fn events(&self, kind: &str, count: usize) -> Vec<Value> {
+        let path = format!("/v1/events?event_types={kind}&limit=1000");
+        eventually(&format!("{count} of {kind}"), async || {
+            let events = self.server.api.get(&path).await.ok();
+            events["events"].as_array().filter(|events| events.len() >= count).cloned()
+        })
+        .await
+    }
+
+    async fn none_of(&self, kind: &str) {
+        let events = self.server.api.get(&format!("/v1/events?event_types={kind}&limit=1000")).await.ok();
+        assert_eq!(events["count"], 0, "{events}");
+    }
+
+    async fn suppressed(&self) -> Vec<(String, String)> {
+        let all = self.server.api.all("/v1/suppressions", "suppressions").await;
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        all.iter().map(|s| (text(&s["address"]), text(&s["reason"]))).collect()
+    }
+
+    async fn claim(&self) -> Vec<Value> {
+        let claimed = self.server.api.post("/v1/work-items/claim", json!({"limit": 10})).await.ok();
+        claimed["work_items"].as_array().unwrap().clone()
+    }
+
+    /// A report comes from outside, with the null sender.
+    async fn report(&self, to: &str, message: &str) {
+        self.server.receive("", to, message.as_bytes()).await;
+    }
+}
+
+fn dsn(to: &str, id: &str, status: &str) -> String {
+    format!(
+        "From: MAILER-DAEMON@remote.example\r\nTo: {to}\r\nSubject: Undelivered {id}\r\nMessage-ID: <{id}@remote.example>\r\n\
+         MIME-Version: 1.0\r\nAuto-Submitted: auto-replied\r\n\
+         Content-Type: multipart/report; report-type=delivery-status; boundary=b\r\n\r\n\
+         --b\r\nContent-Type: text/plain\r\n\r\nIt could not be delivered.\r\n\
+         --b\r\nContent-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; mx.remote.example\r\n\r\n\
+         Final-Recipient: rfc822; bob@remote.example\r\nAction: failed\r\nStatus: {status}\r\n\r\n--b--\r\n"
+    )
+}
+
+fn arf(to: &str, returned: &str) -> String {
+    format!(
+        "From: fbl@provider.example\r\nTo: {to}\r\nSubject: complaint\r\nMessage-ID: <c@provider.example>\r\nMIME-Version: 1.0\r\n\
+         Content-Type: multipart/report; report-type=feedback-report; boundary=b\r\n\r\n\
+         --b\r\nContent-Type: text/plain\r\n\r\nThis is an abuse report.\r\n\
+         --b\r\nContent-Type: message/feedback-report\r\n\r\nFeedback-Type: abuse\r\nVersion: 1\r\n\
+         Original-Rcpt-To: bob@remote.example\r\n\r\n\
+         --b\r\nContent-Type: message/rfc822\r\n\r\n{returned}\r\n--b--\r\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mail_that_comes_back_is_an_event_a_suppression_and_work_once_on_sqlite() {
+    comes_back(TestServer::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mail_that_comes_back_is_an_event_a_suppression_and_work_once_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    comes_back(TestServer::new().on(&database)).await;
+}
+
+async fn comes_back(setup: Setup) {
+    let it = sent(setup, json!({})).await;
+    // A forged return path is nobody's, and a bounce to where our own bounces come from is for the operator to see.
+    let mut smtp = it.server.dial().await;
+    smtp.expect("EHLO client.example", 250).await;
+    smtp.expect("MAIL FROM:<>", 250).await;
+    let local = it.taken.from.split('@').next().unwrap();
+    let forged = format!("{}0@agents.example", &local[..local.len() - 1]);
+    let other = format!("{}1@agents.example", &local[..local.len() - 1]);
+    let wrong = if forged == it.taken.from { other } else { forged };
+    assert_eq!(smtp.command(&format!("RCPT TO:<{wrong}>")).await.unwrap().code, 550);
+    it.report("mailer-daemon@agents.example", &dsn("mailer-daemon@agents.example", "loop", "5.1.1")).await;
+    it.none_of("message.bounced").await;
+    assert!(it.suppressed().await.is_empty());
+
+    it.report(&it.taken.from, &dsn(&it.taken.from, "first", "5.1.1")).await;
+    let bounced = it.events("message.bounced", 1).await.remove(0);
+    let bounce = &bounced["bounce"];
+    assert_eq!(bounce["message_id"], it.sent["message_id"], "{bounced}");
+    assert_eq!(bounce["recipients"], json!([{"address": "bob@remote.example", "status": "5.1.1"}]), "{bounced}");
+    assert_eq!((&bounce["class"], &bounce["type"], &bounce["sub_type"]), (&json!("hard"), &json!("Permanent"), &json!("NoEmail")));
+    assert_eq!(it.suppressed().await, [("bob@remote.example".to_owned(), "bounce".to_owned())]);
+    assert_eq!(it.events("suppression.added", 1).await[0]["data"]["reason"], "bounce");
+    let items = it.claim().await;
+    assert_eq!(items.len(), 1, "{items:?}");
+    assert_eq!((&items[0]["reason"], &items[0]["thread_id"]), (&json!("bounced"), &it.sent["thread_id"]));
+    let id = items[0]["work_item_id"].as_str().unwrap();
+    let done = json!({"fence": items[0]["lease"]["fence"]});
+    it.server.api.post(&format!("/v1/work-items/{id}/complete"), done).await.ok();
+
+    // The same news from another host: kept in the thread, and nobody is called again.
+    it.report(&it.taken.from, &dsn(&it.taken.from, "second", "5.1.1")).await;
+    it.server.message("ada@agents.example", "Undelivered second").await;
+    assert!(it.claim().await.is_empty());
+    assert_eq!(it.events("message.bounced", 1).await.len(), 1);
+    // Nothing of this was answered.
+    assert_eq!(it.sink.taken().len(), 1);
+    // One call undoes it.
+    let path = "/v1/suppressions/bob@remote.example";
+    assert_eq!(it.server.api.ask("DELETE", path, &[], None).await.unwrap().status, 204);
+    it.server.api.post(SEND, json!({"to": "bob@remote.example", "subject": "Again", "text": "t"})).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_mailbox_is_told_and_not_suppressed() {
+    let it = sent(TestServer::new(), json!({})).await;
+    it.report(&it.taken.from, &dsn(&it.taken.from, "full", "5.2.2")).await;
+    let bounced = it.events("message.bounced", 1).await.remove(0);
+    assert_eq!(bounced["bounce"]["class"], "mailbox_full", "{bounced}");
+    assert!(it.suppressed().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_complaint_to_the_operator_is_known_by_the_return_path_that_it_quotes_on_sqlite() {
+    complained(TestServer::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_complaint_to_the_operator_is_known_by_the_return_path_that_it_quotes_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    complained(TestServer::new().on(&database)).await;
+}
+
+async fn complained(setup: Setup) {
+    let it = sent(setup, json!({})).await;
+    let head = String::from_utf8_lossy(&it.taken.message).into_owned();
+    // Whoever saw the Message-ID may say anything: this one proves nothing, not even who says it.
+    it.report("abuse@agents.example", &arf("abuse@agents.example", &head)).await;
+    it.none_of("message.complained").await;
+    assert!(it.suppressed().await.is_empty());
+    let returned = format!("Return-Path: <{}>\r\n{head}", it.taken.from);
+    let report = arf("abuse@agents.example", &returned).replace("<c@provider", "<d@provider");
+    it.report("abuse@agents.example", &report).await;
+    let complained = it.events("message.complained", 1).await.remove(0);
+    let complaint = &complained["complaint"];
+    assert_eq!(complaint["recipients"], json!(["bob@remote.example"]), "{complained}");
+    assert_eq!((&complaint["type"], &complaint["message_id"]), (&json!("abuse"), &it.sent["message_id"]));
+    assert_eq!(it.suppressed().await, [("bob@remote.example".to_owned(), "complaint".to_owned())]);
+    let refused = json!({"to": "bob@remote.example", "subject": "Again", "text": "t"});
+    it.server.api.post(SEND, refused).await.refused(403, "message_rejected");
+    let rejected = it.events("message.rejected", 1).await.remove(0);
+    for name in ["inbox_id", "thread_id", "message_id", "timestamp", "reason"] {
+        assert!(rejected["reject"][name].is_string(), "{name}: {rejected}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_click_unsubscribes_and_a_look_does_not_on_sqlite() {
+    one_click(TestServer::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_click_unsubscribes_and_a_look_does_not_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    one_click(TestServer::new().on(&database)).await;
+}
+
+async fn one_click(setup: Setup) {
+    let it = sent(setup, json!({"bulk": true})).await;
+    let field = it.taken.header("List-Unsubscribe").expect("List-Unsubscribe");
+    assert_eq!(it.taken.header("List-Unsubscribe-Post").as_deref(), Some("List-Unsubscribe=One-Click"));
+    // RFC 8058 §4: both are signed.
+    let signature = it.taken.header("DKIM-Signature").unwrap().to_lowercase();
+    for name in ["list-unsubscribe", "list-unsubscribe-post"] {
+        assert!(signature.split([':', '=', ';', ' ']).any(|n| n.trim() == name), "{name} in {signature}");
+    }
+    let link = field.split(['<', '>']).nth(1).unwrap();
+    let path = link.strip_prefix("https://mail.agents.example").expect("an https link under public_url");
+    let open = it.server.api.with_key("");
+    let page = open.get(path).await;
+    assert_eq!(page.status, 200);
+    assert!(page.body.to_string().contains("method=\\\"post\\\""), "{}", page.body);
+    assert!(it.suppressed().await.is_empty(), "a scanner that follows every link unsubscribes nobody");
+    let form = ("application/x-www-form-urlencoded", b"List-Unsubscribe=One-Click".to_vec());
+    let last = path.len() - 1;
+    let forged = format!("{}{}", &path[..last], if path.ends_with('0') { "4" } else { "0" });
+    let refused = open.ask_bytes("POST", &forged, &[], Some(form.clone())).await.unwrap();
+    assert_eq!(refused.status, 404);
+    assert!(it.suppressed().await.is_empty());
+    for _ in 0..2 {
+        assert_eq!(open.ask_bytes("POST", path, &[], Some(form.clone())).await.unwrap().status, 200);
+    }
+    assert_eq!(it.suppressed().await, [("bob@remote.example".to_owned(), "unsubscribe".to_owned())]);
+    let added = it.events("suppression.added", 1).await;
+    assert_eq!((added.len(), &added[0]["data"]["reason"]), (1, &json!("unsubscribe")), "{added:?}");
+    it.server.api.post(SEND, json!({"to": "bob@remote.example", "text": "t"})).await.refused(403, "message_rejected");
+    let two = json!({"to": ["a@remote.example", "b@remote.example"], "text": "t", "bulk": true});
+    assert_eq!(it.server.api.post(SEND, two).await.status, 400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mail_to_the_address_in_list_unsubscribe_unsubscribes() {
+    let it = sent(TestServer::new(), json!({"bulk": true})).await;
+    let field = it.taken.header("List-Unsubscribe").unwrap();
+    let to = field.split("<mailto:").nth(1).and_then(|rest| rest.split('?').next()).unwrap().to_owned();
+    let mail = format!("From: bob@remote.example\r\nTo: {to}\r\nSubject: unsubscribe\r\n\r\n\r\n");
+    it.server.receive("bob@remote.example", &to, mail.as_bytes()).await;
+    assert_eq!(it.events("suppression.added", 1).await[0]["data"]["reason"], "unsubscribe");
+    assert_eq!(it.suppressed().await, [("bob@remote.example".to_owned(), "unsubscribe".to_owned())]);
+    assert!(it.claim().await.is_empty(), "it is nobody's work");
+}
