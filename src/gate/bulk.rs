@@ -23,9 +23,13 @@ pub(super) fn add_headers(floor: &Floor, inbox: InboxKey, prepared: &mut Prepare
     let composition = &mut prepared.composition;
     let id = composition.message_id.trim_matches(['<', '>']).split('@').next().unwrap_or_default();
     let token = return_path::leave_token(&floor.secrets, inbox, id);
-    let token = token.ok_or_else(|| invalid("the message has no id that a token can be made of".to_owned()))?;
-    let mail =
-        format!("<mailto:{}@{}?subject=unsubscribe>", return_path::leave_address(&token), composition.from.1.domain());
+    let token =
+        token.ok_or_else(|| invalid("the message has no id that a token can be made of".to_owned()))?;
+    let mail = format!(
+        "<mailto:{}@{}?subject=unsubscribe>",
+        return_path::leave_address(&token),
+        composition.from.1.domain()
+    );
     let public = floor.config.http.public_url.trim_end_matches('/');
     // RFC 8058 §3.1: one click is over https, or there is none.
     let one_click = public.starts_with("https://");

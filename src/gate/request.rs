@@ -74,8 +74,6 @@ pub struct SendRequest {
     pub idempotency: Option<Idempotency>,
     /// One of many alike: it says how to unsubscribe.
     pub bulk: bool,
-    /// A person wrote or approved these words: no machine speaks by itself.
-    pub by_person: bool,
 }
 
 /// A request that can be sent: what to write, to whom.
@@ -127,9 +125,9 @@ pub(super) fn prepare(
         date: request.send_at.map_or(date, |at| at.max(date)),
         in_reply_to: parent.and_then(|p| p.rfc_message_id.clone()),
         references: parent.map(references).unwrap_or_default(),
-        // RFC 3834 §5: what an agent answers by itself says so, and no machine has to guess.
+        // RFC 3834 §5: what an agent answers by itself says so; what a person let go does not.
         auto_submitted: match request.kind {
-            SendKind::Reply { .. } if !request.by_person => Some(AutoSubmitted::Replied),
+            SendKind::Reply { .. } if request.priority != Priority::Approved => Some(AutoSubmitted::Replied),
             _ => None,
         },
     };

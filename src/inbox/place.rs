@@ -128,7 +128,9 @@ async fn treat(
     objections.extend(by_lists(tx, incoming, recipient, found).await?);
     let reports = recipient.answers.is_some() || found.reports_ours;
     let reason = match (reports, found.join) {
-        (true, _) if incoming.reports.iter().any(|report| report.what == outcome::Told::Complained) => "complained",
+        (true, _) if incoming.reports.iter().any(|report| report.what == outcome::Told::Complained) => {
+            "complained"
+        }
         // Ordinary mail to a return path is an answer like any other.
         (true, Some(_)) if incoming.reports.is_empty() && incoming.meaning.kind == Kind::Person => "reply",
         (true, _) => "bounced",

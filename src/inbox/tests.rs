@@ -113,7 +113,6 @@ pub(super) fn reply_to(message: &Message, text: &str) -> SendRequest {
         dry_run: false,
         idempotency: None,
         bulk: false,
-        by_person: false,
     }
 }
 

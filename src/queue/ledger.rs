@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock::Millis;
 use crate::deliver::outcome::{Fate, Outcome};
 use crate::floor::Floor;
+use crate::screen::bounce;
 use crate::store::attempt::{self, Attempt};
 use crate::store::delivery::{self, Delivery, Settled};
-use crate::screen::bounce;
 use crate::store::outcome::{self, Proof};
 use crate::store::{StoreError, Tx};
 
@@ -110,8 +110,7 @@ async fn write(tx: &mut Tx, node: &str, entry: &Entry) -> Result<(), StoreError>
         };
         outcome::bounced(tx, delivery, class, status, reply).await?;
     } else {
-        let event_type =
-            if settled.state == "delivered" { "message.delivered" } else { "delivery.deferred" };
+        let event_type = if settled.state == "delivered" { "message.delivered" } else { "delivery.deferred" };
         delivery::announce(tx, delivery, event_type, status, reply, settled.next_attempt_at).await?;
     }
     if outcome.suppresses() {

@@ -5,9 +5,7 @@ use std::process::Command;
 
 use gatepost::clock::Clock;
 use gatepost::config::DatabaseUrl;
-use gatepost::deliver::compose::{
-    AutoSubmitted, Composition, Disposition, OutgoingAttachment, compose,
-};
+use gatepost::deliver::compose::{AutoSubmitted, Composition, Disposition, OutgoingAttachment, compose};
 use gatepost::deliver::dkim;
 use gatepost::deliver::header::{HeaderName, HeaderValue};
 use gatepost::secrets::Secrets;
@@ -59,7 +57,8 @@ impl Letter {
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         // Inline parts stand inside of the text, before what is attached.
         let ordered = [Disposition::Inline, Disposition::Attachment];
-        let files = ordered.iter().flat_map(|d| self.c.attachments.iter().filter(move |a| a.disposition == *d));
+        let files =
+            ordered.iter().flat_map(|d| self.c.attachments.iter().filter(move |a| a.disposition == *d));
         json!({
             "name": self.name,
             "subject": self.seen_subject.unwrap_or(&self.c.subject),
@@ -156,7 +155,9 @@ fn headers() -> Vec<Letter> {
         letter("an address at a domain that is not ascii", "IDN", "x\n")
             .with(|c| c.to = vec![(None, "kontakt@bücher.example".parse().unwrap())]),
         letter("many recipients", "Many", "x\n").with(|c| {
-            let to = |i: usize| (Some(format!("Person number {i}")), format!("p{i}@remote.example").parse().unwrap());
+            let to = |i: usize| {
+                (Some(format!("Person number {i}")), format!("p{i}@remote.example").parse().unwrap())
+            };
             c.to = (0..50).map(to).collect();
         }),
         letter("a hundred references", "Re: thread", "x\n").with(|c| {
@@ -168,7 +169,10 @@ fn headers() -> Vec<Letter> {
             for (name, value) in [
                 ("X-Long", "word ".repeat(300).trim().to_owned()),
                 ("X-Emoji", "🚀 geht".to_owned()),
-                ("List-Unsubscribe", "<https://mail.agents.example/unsubscribe/abc>, <mailto:b-abc@agents.example>".to_owned()),
+                (
+                    "List-Unsubscribe",
+                    "<https://mail.agents.example/unsubscribe/abc>, <mailto:b-abc@agents.example>".to_owned(),
+                ),
                 ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click".to_owned()),
             ] {
                 c.headers.push((HeaderName::new(name).unwrap(), HeaderValue::new(&value).unwrap()));
@@ -184,7 +188,8 @@ fn parts() -> Vec<Letter> {
             c.text = None;
             c.html = Some("<p>Grüße &amp; <b>Küsse</b></p>\n".into());
         }),
-        letter("text and html", "Both", "plain\n").with(|c| c.html = Some(format!("<p>{}</p>", "long ".repeat(500).trim_end()))),
+        letter("text and html", "Both", "plain\n")
+            .with(|c| c.html = Some(format!("<p>{}</p>", "long ".repeat(500).trim_end()))),
         letter("an attachment of every octet", "Octets", "see file\n")
             .with(|c| c.attachments = vec![file("all.bin", "application/octet-stream", &all, None)]),
         letter("an empty attachment", "Empty file", "see file\n")
@@ -223,8 +228,7 @@ async fn difficult_letters_are_verified_and_read_by_others() {
     let records = dkim::records(&store, DOMAIN).await.unwrap();
     let records: Vec<String> = records.iter().map(|r| format!("{} {}", r.name, r.value)).collect();
     std::fs::write(folder.path().join("records.txt"), records.join("\n")).unwrap();
-    let letters: Vec<Letter> =
-        [languages(), texts(), headers(), parts()].into_iter().flatten().collect();
+    let letters: Vec<Letter> = [languages(), texts(), headers(), parts()].into_iter().flatten().collect();
     assert!(letters.len() >= 40, "{}", letters.len());
     for (n, letter) in letters.iter().enumerate() {
         let raw = compose(&letter.c);
@@ -233,7 +237,8 @@ async fn difficult_letters_are_verified_and_read_by_others() {
         std::fs::write(folder.path().join(format!("{n:02}.json")), letter.expected().to_string()).unwrap();
     }
     // What a mail client composed, and we only sign: white space at the end of every kind.
-    for (n, tail) in ["x \r\n", "x\r\n \r\n", "x\r\n\t \r\n\r\n", " \r\n", "", "\r\n\r\n"].iter().enumerate() {
+    for (n, tail) in ["x \r\n", "x\r\n \r\n", "x\r\n\t \r\n\r\n", " \r\n", "", "\r\n\r\n"].iter().enumerate()
+    {
         let raw = format!("From: ada@{DOMAIN}\r\nTo: bob@remote.example\r\nSubject: tail\r\n\r\n{tail}");
         let signed = [signers.sign(DOMAIN, raw.as_bytes()).unwrap(), raw.into_bytes()].concat();
         let said = json!({"name": format!("tail {tail:?}"), "subject": "tail", "from": [["", format!("ada@{DOMAIN}")]],

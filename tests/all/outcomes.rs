@@ -120,8 +120,15 @@ async fn comes_back(setup: Setup) {
     let bounced = it.events("message.bounced", 1).await.remove(0);
     let bounce = &bounced["bounce"];
     assert_eq!(bounce["message_id"], it.sent["message_id"], "{bounced}");
-    assert_eq!(bounce["recipients"], json!([{"address": "bob@remote.example", "status": "5.1.1"}]), "{bounced}");
-    assert_eq!((&bounce["class"], &bounce["type"], &bounce["sub_type"]), (&json!("hard"), &json!("Permanent"), &json!("NoEmail")));
+    assert_eq!(
+        bounce["recipients"],
+        json!([{"address": "bob@remote.example", "status": "5.1.1"}]),
+        "{bounced}"
+    );
+    assert_eq!(
+        (&bounce["class"], &bounce["type"], &bounce["sub_type"]),
+        (&json!("hard"), &json!("Permanent"), &json!("NoEmail"))
+    );
     assert_eq!(it.suppressed().await, [("bob@remote.example".to_owned(), "bounce".to_owned())]);
     assert_eq!(it.events("suppression.added", 1).await[0]["data"]["reason"], "bounce");
     let items = it.claim().await;
@@ -226,7 +233,11 @@ async fn one_click(setup: Setup) {
     assert_eq!(it.suppressed().await, [("bob@remote.example".to_owned(), "unsubscribe".to_owned())]);
     let added = it.events("suppression.added", 1).await;
     assert_eq!((added.len(), &added[0]["data"]["reason"]), (1, &json!("unsubscribe")), "{added:?}");
-    it.server.api.post(SEND, json!({"to": "bob@remote.example", "text": "t"})).await.refused(403, "message_rejected");
+    it.server
+        .api
+        .post(SEND, json!({"to": "bob@remote.example", "text": "t"}))
+        .await
+        .refused(403, "message_rejected");
     let two = json!({"to": ["a@remote.example", "b@remote.example"], "text": "t", "bulk": true});
     assert_eq!(it.server.api.post(SEND, two).await.status, 400);
 }

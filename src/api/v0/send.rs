@@ -65,12 +65,10 @@ pub(crate) struct SendMessageRequest {
     reason: Option<String>,
     /// Not before this time (RFC 3339, at most 90 days ahead).
     send_at: Option<String>,
-    /// To many, and in no hurry: leaves after everything else. The label `bulk` says the same.
-    bulk: Option<bool>,
     /// Only says what would become of it.
     dry_run: Option<bool>,
-    /// One of many alike: List-Unsubscribe with its form of one click is added. Such a message has one recipient. Also
-    /// as the header `Gatepost-Bulk: true`.
+    /// To many, and in no hurry: it leaves after everything else (the label `bulk` does that alone), and carries
+    /// List-Unsubscribe with its form of one click, so it has one recipient. Also as the header `Gatepost-Bulk: true`.
     bulk: Option<bool>,
 }
 
@@ -267,8 +265,10 @@ fn build(
         }
         None => None,
     };
-    let bulk = asked.bulk == Some(true) || labels.iter().any(|label| label == "bulk");
     let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let bulk =
+        asked.bulk.unwrap_or_else(|| header("gatepost-bulk").is_some_and(|said| said.trim() == "true"));
+    let last = bulk || labels.iter().any(|label| label == "bulk");
     let number = |name: &str| -> Answer<Option<i64>> {
         let wrong = || Problem::field(&["header", name], "takes a whole number");
         header(name).map(|text| text.trim().parse().map_err(|_| wrong())).transpose()
@@ -293,12 +293,11 @@ fn build(
         work: work_ref(work_item, fence)?,
         context_version,
         run_id: asked.run_id.or_else(|| header("gatepost-run")),
-        priority: if bulk { Priority::Bulk } else { Priority::Ordinary },
+        priority: if last { Priority::Bulk } else { Priority::Ordinary },
         send_at,
         dry_run: asked.dry_run == Some(true),
         idempotency,
-        bulk: asked.bulk.unwrap_or_else(|| header("gatepost-bulk").is_some_and(|said| said.trim() == "true")),
-        by_person: false,
+        bulk,
     })
 }
 

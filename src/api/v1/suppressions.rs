@@ -117,12 +117,17 @@ async fn add(
     let found = floor.store.write(move |tx| {
         let (address, actor, source, detail) = (key.clone(), actor.clone(), source.clone(), detail.clone());
         Box::pin(async move {
-            let added =
-                suppression::add(tx, pod, &address, "manual", &source, detail.as_deref()).await?;
+            let added = suppression::add(tx, pod, &address, "manual", &source, detail.as_deref()).await?;
             if added {
                 let (actor, object, action) = (actor.as_str(), address.as_str(), "suppression.added");
-                let entry =
-                    audit::Entry { actor, run_id: None, action, inbox: None, object, detail: "{}".to_owned() };
+                let entry = audit::Entry {
+                    actor,
+                    run_id: None,
+                    action,
+                    inbox: None,
+                    object,
+                    detail: "{}".to_owned(),
+                };
                 audit::record(tx, entry).await?;
             }
             let stands = suppression::among(tx, pod, &[address]).await?;

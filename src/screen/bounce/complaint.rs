@@ -83,11 +83,15 @@ pub(crate) fn origin(raw: &[u8], structure: &Structure) -> Option<Origin> {
     let fields = fields::unfolded(&screen::text_head(raw, structure, u32::try_from(at).ok()?, MAX_FIELDS));
     // RFC 5965 §3.2: Original-Mail-From is the envelope's.
     origin.mail_from.extend(
-        fields::named(&fields).filter(|(name, _)| name == "original-mail-from").filter_map(|(_, v)| super::address(v)),
+        fields::named(&fields)
+            .filter(|(name, _)| name == "original-mail-from")
+            .filter_map(|(_, v)| super::address(v)),
     );
     let returned = structure.parts.iter().enumerate().skip(at + 1).find(|(at, part)| {
-        matches!(part.content_type.as_str(), "message/rfc822" | "text/rfc822-headers" | "message/rfc822-headers")
-            && !inside_message(structure, *at)
+        matches!(
+            part.content_type.as_str(),
+            "message/rfc822" | "text/rfc822-headers" | "message/rfc822-headers"
+        ) && !inside_message(structure, *at)
     });
     let Some((_, part)) = returned else { return Some(origin) };
     let (start, end) = (usize::try_from(part.body_at).ok()?, usize::try_from(part.end).ok()?);

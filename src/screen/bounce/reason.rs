@@ -96,8 +96,8 @@ impl Reason {
         match self {
             UserUnknown | HostUnknown | HasMoved | NotAccept => "hard",
             MailboxFull => "mailbox_full",
-            Rejected | AuthFailure | BadReputation | Blocked | RequirePtr | PolicyViolation | SecurityError
-            | NoRelaying | RateLimited | Filtered => "policy",
+            Rejected | AuthFailure | BadReputation | Blocked | RequirePtr | PolicyViolation
+            | SecurityError | NoRelaying | RateLimited | Filtered => "policy",
             SpamDetected | VirusDetected | ContentError | TooBig => "content",
             Expired => "expired",
             Feedback => "complaint",
