@@ -29,7 +29,7 @@ def signatures(raw):
         names = [n.strip().lower() for n in re.sub(rb"\s", b"", fields[b"h"]).split(b":")]
         present = [n.lower() for n, _ in verifier.headers]
         for name in (b"from", b"to", b"subject", b"date", b"reply-to", b"content-type"):
-            assert names.count(name) == present.count(name) + 1, (name, names)
+            assert names.count(name) > present.count(name), (name, names)
         said.append((fields[b"a"].decode(), good))
     return said
 
