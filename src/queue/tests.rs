@@ -404,7 +404,9 @@ async fn stopping_gives_back_what_was_not_tried() {
         *states.entry((row.state, row.attempts)).or_insert(0) += 1;
     }
     queue.task.abort();
-    assert_eq!(states.get(&("due".to_owned(), 0)), Some(&29), "{states:?}");
+    // Those for which the site had no room yet have a time before which they are not asked for again.
+    let waiting = |state: &str| states.get(&(state.to_owned(), 0)).copied().unwrap_or(0);
+    assert_eq!(waiting("due") + waiting("deferred"), 29, "{states:?}");
     assert_eq!(states.get(&("attempting".to_owned(), 1)), Some(&1), "{states:?}");
 }
 
@@ -486,7 +488,7 @@ async fn a_busy_agent_delays_no_other_and_a_persons_answer_goes_first() {
     let second = take("[]", first.turn.clone()).await;
     assert!(has(&first, 70), "bulk has its share");
     assert!(has(&first, 60) || has(&second, 60), "the answer waits for one round at most");
-    assert!(first.more && second.more && first.rows.len() > 50, "{}", first.rows.len());
+    assert!(first.more && second.more && first.rows.len() > 30, "{}", first.rows.len());
     // What waits for a busy destination is stepped over, whole.
     let busy = r#"["0.example","1/50/1.example"]"#;
     let third = take(busy, second.turn.clone()).await;
