@@ -20,7 +20,7 @@
 //!  work     claim · lease · fence · complete
 //!
 //!  ──────────────────────────── the floor ────────────────────────────
-//!  store · spool · principal · secrets · ours · dns · tls · disk · clock · ids · config · observe
+//!  store · spool · principal · secrets · ours · dns · tls · fetch · disk · clock · ids · config · observe
 //! ```
 //!
 //! `reports` reads what others report about our domains, on its way into the operator's inbox. `domains` says what
@@ -61,7 +61,7 @@
 //! 4. `queue::run` claims what is due and writes that it tries before it dials. A local recipient takes the road in
 //!    (`inbox::deliver_local`), `gatepost dev` captures, everything else goes to `deliver`.
 //! 5. `deliver` finds the hosts (MX, addresses, none of them private), signs (`deliver::dkim`), speaks SMTP over
-//!    TLS where it is offered, and says what came of it for each recipient.
+//!    TLS where it is offered or demanded (`deliver::trust`: DANE, MTA-STS), and says what came of it for each.
 //! 6. Delivered, deferred (`deliver::schedule::next` says until when) or failed: then `inbox::deliver_bounce`
 //!    puts a message into the thread, and an address that does not exist is suppressed.
 
@@ -76,6 +76,7 @@ pub mod dns;
 pub mod domains;
 pub mod envelope;
 pub mod events;
+mod fetch;
 pub mod floor;
 #[cfg(fuzzing)]
 #[doc(hidden)]

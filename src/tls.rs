@@ -210,7 +210,8 @@ fn opportunistic_config() -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
-fn verifying_config() -> Result<Arc<ClientConfig>, TlsError> {
+/// The authorities that this system trusts, and those in `extra`, a PEM file.
+pub(crate) fn roots(extra: Option<&Path>) -> RootCertStore {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let (usable, _) = roots.add_parsable_certificates(found.certs);
@@ -218,9 +219,24 @@ fn verifying_config() -> Result<Arc<ClientConfig>, TlsError> {
         // Not fatal: a server that only receives needs none, and every verifying call will say so.
         tracing::warn!(errors = ?found.errors, "no trusted certificate authorities found on this system");
     }
+    let Some(extra) = extra else { return roots };
+    let read = read_pem(extra).map(|pem| {
+        let all: Vec<CertificateDer<'static>> =
+            CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect();
+        roots.add_parsable_certificates(all).0
+    });
+    match read {
+        Ok(0) => tracing::warn!(file = %extra.display(), "holds no certificate authority in PEM form"),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the extra certificate authorities are not trusted"),
+    }
+    roots
+}
+
+fn verifying_config() -> Result<Arc<ClientConfig>, TlsError> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(rustls::ALL_VERSIONS)?
-        .with_root_certificates(roots)
+        .with_root_certificates(roots(None))
         .with_no_client_auth();
     Ok(Arc::new(config))
 }

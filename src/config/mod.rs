@@ -11,6 +11,7 @@ pub mod limits;
 mod receive;
 mod relay;
 mod settings;
+mod trust;
 mod urls;
 mod values;
 
@@ -23,6 +24,7 @@ pub use guard::{FreeDisk, Guard, SmtpLimits};
 pub use receive::{DmarcHandling, ListsMatch, Receive, Spoofed, Unauthenticated};
 pub use relay::{Family, Relay, RouteRule, SiteLimits, SiteRule, Source};
 pub use settings::{Origin, Problem};
+pub use trust::{Dane, Trust};
 pub use urls::{DatabaseUrl, Login, Smarthost, StorageUrl};
 pub use values::Network;
 
@@ -48,6 +50,8 @@ pub struct Config {
     pub dns: Dns,
     pub verify: Verify,
     pub relay: Relay,
+    /// `[relay]` too: what other domains promise about TLS.
+    pub trust: Trust,
     pub tls: TlsConfig,
     pub log: Log,
 }
@@ -283,6 +287,7 @@ impl Config {
                 arc_forwarders: s.take("verify.arc_forwarders", values::optional_domains, Vec::new),
             },
             relay: relay::take(s),
+            trust: trust::take(s),
             tls: TlsConfig { files: take_tls(s) },
             log: Log {
                 level: s.take("log.level", log_level, || "info".to_owned()),

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use crate::address::Address;
 use crate::deliver::reply::{Class, Reply, ReplyError};
+use crate::deliver::trust::Proof;
 use crate::deliver::wire::{Wire, WireMessage};
 
 /// RFC 5321 §4.5.3.1.8: a server must take at least 100 recipients, so we never send more.
@@ -189,6 +190,8 @@ pub(crate) struct Client {
     pub(crate) offers: Offers,
     deadlines: Deadlines,
     pub(crate) encrypted: bool,
+    /// What it has shown of itself.
+    pub(crate) proof: Option<Proof>,
     /// Transactions so far.
     pub(crate) used: u32,
 }
@@ -209,7 +212,7 @@ impl Client {
 
     fn over(wire: Wire, deadlines: Deadlines) -> Client {
         let offers = Offers::default();
-        Client { wire, unread: Vec::new(), offers, deadlines, encrypted: false, used: 0 }
+        Client { wire, unread: Vec::new(), offers, deadlines, encrypted: false, proof: None, used: 0 }
     }
 
     /// TLS from the first byte (smarthosts on 465, RFC 8314 §3.3), then the greeting.
@@ -416,6 +419,15 @@ impl Client {
     /// How the connection is encrypted, in words; `None` in clear.
     pub(crate) fn protection(&self) -> Option<String> {
         self.wire.protection()
+    }
+
+    /// Our end of it.
+    pub(crate) fn local_ip(&self) -> Option<std::net::IpAddr> {
+        let stream = match &self.wire {
+            Wire::Clear(stream) => stream,
+            Wire::Tls(stream) => stream.get_ref().0,
+        };
+        stream.local_addr().ok().map(|address| address.ip())
     }
 
     /// Whether the connection may be used for another message.

@@ -117,6 +117,6 @@ impl Pool {
 }
 
 /// QUIT in the background, within its own deadline: nobody waits for good manners.
-fn farewell(client: Client) {
+pub(crate) fn farewell(client: Client) {
     tokio::spawn(client.quit());
 }

@@ -21,9 +21,10 @@ use crate::config::{Config, Family, Relay as RelayConfig, Smarthost};
 use crate::deliver::client::{self, Answer, Client, ClientError, Deadlines, Stage};
 use crate::deliver::letter::Letter;
 use crate::deliver::outcome::{Fate, Outcome, Via};
-use crate::deliver::pool::{Door, Pool};
+use crate::deliver::pool::{self, Door, Pool};
 use crate::deliver::route::{self, Network, RouteError};
 use crate::deliver::site::{self, NotNow, Pass, Sites};
+use crate::deliver::trust::{Need, Plan, Refusal, Trust};
 use crate::deliver::wire::WireMessage;
 use crate::dns::Resolver;
 use crate::floor::Floor;
@@ -54,6 +55,7 @@ pub(crate) struct Relay {
     opportunistic: Arc<rustls::ClientConfig>,
     verifying: Arc<rustls::ClientConfig>,
     pub(crate) pool: Pool,
+    trust: Trust,
     deadlines: Deadlines,
 }
 
@@ -99,6 +101,7 @@ impl Way<'_> {
 /// A connection that may be used for one message.
 struct Lease {
     door: Door,
+    need: Need,
     client: Client,
     /// It came from the pool, so the remote may have closed it meanwhile.
     used: bool,
@@ -112,9 +115,11 @@ impl Lease {
 
 impl Relay {
     pub(crate) fn new(floor: &Floor) -> Relay {
+        let network = network(&floor.config);
         Relay {
             dns: floor.dns.clone(),
-            network: network(&floor.config),
+            trust: Trust::new(floor, &network),
+            network,
             hostname: floor.config.hostname.clone(),
             sites: Sites::new(floor.config.relay.limits, floor.config.relay.sites.clone()),
             config: floor.config.relay.clone(),
@@ -205,7 +210,11 @@ impl Relay {
             let lease = match lease {
                 Ok(lease) => lease,
                 Err(outcome) => {
-                    pass.failed();
+                    // A host that is not trusted is there all the same.
+                    match outcome.status.starts_with("4.7.") {
+                        true => pass.answered(),
+                        false => pass.failed(),
+                    }
                     return all(last.unwrap_or(outcome));
                 }
             };
@@ -216,9 +225,12 @@ impl Relay {
                     return all(outcome);
                 }
             };
-            let address = lease.door.address;
+            let (address, encrypted) = (lease.door.address, lease.client.encrypted);
             match self.hand_over(way, pass, lease, parcel, &message).await {
                 Ok(outcomes) => {
+                    if outcomes.iter().any(|outcome| outcome.fate == Fate::Delivered) {
+                        self.trust.delivered(way.domain, encrypted && way.smarthost.is_none());
+                    }
                     // Silence in the middle of a transaction is no answer.
                     match outcomes.iter().any(|o| o.fate != Fate::Deferred || !o.status.starts_with("4.4.")) {
                         true => pass.answered(),
@@ -248,6 +260,11 @@ impl Relay {
     ) -> Result<Lease, Outcome> {
         let domain = way.domain;
         let late = |_| Outcome::deferred("4.4.1", format!("no host of {domain} was ready in time"));
+        let plan = match way.smarthost {
+            // The operator answers for it, and `dial_smarthost` for its password.
+            Some(_) => Plan::none(domain),
+            None => timeout_at(deadline, self.trust.plan(domain)).await.map_err(late)??,
+        };
         let last_host = way.hosts.len().saturating_sub(1);
         let mut dials = failed.len();
         let (mut temporary, mut permanent) = (None, None);
@@ -267,6 +284,14 @@ impl Relay {
                     continue;
                 }
             };
+            let need = match timeout_at(deadline, self.trust.need(&plan, host)).await {
+                Ok(Ok(need)) => need,
+                Ok(Err(outcome)) => {
+                    temporary = Some(outcome);
+                    continue;
+                }
+                Err(late_by) => return Err(temporary.unwrap_or_else(|| late(late_by))),
+            };
             let last_address = addresses.len().saturating_sub(1);
             for (i, address) in addresses.into_iter().enumerate() {
                 dials += 1;
@@ -278,7 +303,7 @@ impl Relay {
                 let is_last = nth == last_host && i == last_address || dials == MAX_DIALS;
                 let share = if is_last { left } else { left / 2 };
                 let door = way.door(host, address);
-                match self.patiently(share, self.lease(way, pass, door)).await {
+                match self.patiently(share, self.lease(way, pass, &need, door)).await {
                     Ok(lease) => return Ok(lease),
                     Err(error) => {
                         let via = Via { host: host.clone(), address, tls: None };
@@ -320,31 +345,33 @@ impl Relay {
         Ok(route::by_family(found, self.config.prefer == Family::Ipv6))
     }
 
-    async fn lease(&self, way: &Way<'_>, pass: &Pass, door: Door) -> Result<Lease, ClientError> {
-        if let Some(client) = self.pool.take(&door) {
-            return Ok(Lease { door, client, used: true });
+    async fn lease(&self, way: &Way<'_>, pass: &Pass, need: &Need, door: Door) -> Result<Lease, ClientError> {
+        let need = need.clone();
+        match self.pool.take(&door) {
+            Some(client) if need.is_met_by(&client) => {
+                return Ok(Lease { door, need, client, used: true });
+            }
+            unfit => _ = unfit.map(pool::farewell),
         }
         self.pool.make_room(&pass.site);
         pass.dials();
-        let client = self.dial(way, &door).await?;
-        Ok(Lease { door, client, used: false })
+        let client = self.dial(way, &need, &door).await?;
+        Ok(Lease { door, need, client, used: false })
     }
 
     /// A new connection that knows our name: in TLS where it can be had.
-    async fn dial(&self, way: &Way<'_>, door: &Door) -> Result<Client, ClientError> {
+    async fn dial(&self, way: &Way<'_>, need: &Need, door: &Door) -> Result<Client, ClientError> {
         if let Some(smarthost) = way.smarthost {
             return self.dial_smarthost(smarthost, door).await;
         }
         let client = self.greet(door).await?;
-        if !client.offers.starttls {
-            return Ok(client);
-        }
-        match client.start_tls(&door.hello, &door.host, self.opportunistic.clone()).await {
-            Err(error) if error.stage() == Stage::StartTls => {
+        match self.trust.secure(client, &door.hello, need, door.address).await {
+            Err(Refusal::InClear(error)) => {
                 tracing::info!(relay.host = door.host, relay.address = %door.address, %error, "TLS broke, sending in clear");
                 self.greet(door).await
             }
-            outcome => outcome,
+            Err(Refusal::Final(error)) => Err(error),
+            Ok(client) => Ok(client),
         }
     }
 
@@ -441,7 +468,7 @@ impl Relay {
         if !std::mem::take(&mut lease.used) || !gone {
             return outcome;
         }
-        lease.client = timeout(DIALLING, self.dial(way, &lease.door))
+        lease.client = timeout(DIALLING, self.dial(way, &lease.need, &lease.door))
             .await
             .map_err(|_| ClientError::Silent(Stage::Greeting))??;
         lease.client.send(from, recipients, message).await

@@ -30,6 +30,11 @@ const MIGRATIONS: &[Migration] = &[
         postgres: include_str!("../../migrations/postgres/0003_queue.sql"),
     },
     Migration {
+        version: 4,
+        sqlite: include_str!("../../migrations/sqlite/0004_trust.sql"),
+        postgres: include_str!("../../migrations/postgres/0004_trust.sql"),
+    },
+    Migration {
         version: 6,
         sqlite: include_str!("../../migrations/sqlite/0006_outcomes.sql"),
         postgres: include_str!("../../migrations/postgres/0006_outcomes.sql"),

@@ -38,6 +38,8 @@ pub mod retention;
 mod sqlite;
 pub mod suppression;
 pub mod thread;
+pub mod tls_result;
+pub(crate) mod trust;
 mod value;
 mod wakeups;
 pub mod work_item;

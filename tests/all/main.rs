@@ -37,5 +37,6 @@ mod smuggling;
 mod soak;
 mod store;
 mod threads;
+mod trust;
 mod verdicts;
 mod world;

@@ -6,6 +6,7 @@
 //! agents.example      TXT   v=spf1 ip4:127.0.0.0/8 -all
 //! dead.example        DEAD                  ; and everything below it: nobody ever answers
 //! broken.example      SERVFAIL
+//! signed.example      SECURE                ; and everything below it: answers have the AD bit, as a validating resolver's
 //! ```
 //!
 //! Records can be added while it runs. Answers may be cached for a second, or for as long as `ttl` says.
@@ -19,7 +20,7 @@ use hickory_server::proto::{
     op::{Message, MessageType, ResponseCode},
     rr::{
         Name, RData, Record, RecordType,
-        rdata::{A, AAAA, CNAME, MX, PTR, SOA, TXT},
+        rdata::{A, AAAA, CNAME, MX, PTR, SOA, TLSA, TXT},
     },
 };
 use tokio::{
@@ -33,6 +34,7 @@ enum Entry {
     Data(RData),
     Dead,
     ServFail,
+    Secure,
 }
 
 #[derive(Default)]
@@ -87,6 +89,12 @@ impl Dns {
         }
     }
 
+    /// (Not for the bench.) Forgets every record of this name.
+    #[allow(dead_code)]
+    pub fn remove(&self, name: &str) {
+        self.zones.lock().unwrap().entries.retain(|(of, _)| of != name);
+    }
+
     /// (Not for the bench.) Whether somebody asked for this name.
     #[allow(dead_code)]
     pub fn was_asked(&self, name: &str) -> bool {
@@ -125,6 +133,14 @@ fn entry(kind: &str, value: &str) -> Entry {
         }
         "DEAD" => return Entry::Dead,
         "SERVFAIL" => return Entry::ServFail,
+        "SECURE" => return Entry::Secure,
+        "TLSA" => {
+            let words = value.split_whitespace().collect::<Vec<_>>();
+            let octet = |i: usize| words[i].parse::<u8>().expect("TLSA");
+            let hex = |i: usize| u8::from_str_radix(&words[3][i..i + 2], 16).expect("TLSA");
+            let data = (0..words[3].len()).step_by(2).map(hex).collect();
+            RData::TLSA(TLSA::new(octet(0).into(), octet(1).into(), octet(2).into(), data))
+        }
         other => panic!("no such record type in the test DNS: {other}"),
     })
 }
@@ -157,6 +173,7 @@ fn answer(zones: &Zones, question: &[u8]) -> Option<Message> {
                     reply.metadata.response_code = ResponseCode::ServFail;
                     return Some(reply);
                 }
+                Entry::Secure if inside => reply.metadata.authentic_data = asked.metadata.authentic_data,
                 _ => {}
             }
         }

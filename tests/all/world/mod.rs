@@ -11,6 +11,7 @@ pub mod server;
 pub mod sink;
 pub mod smtp;
 pub mod strace;
+pub mod trusted;
 
 use std::{
     net::{IpAddr, Ipv4Addr},

@@ -1,0 +1,528 @@
+//! Whom to trust with mail: what a recipient's domain demands of its hosts, and whether a connection meets it.
+//!
+//! An attempt asks for the `Plan` of its domain, then for the `Need` of each host; `secure` takes a greeted
+//! connection into TLS and says whether the need is met. A kept connection is used again only where it meets the
+//! need of the next message. In this order: DANE, where MX, address and TLSA are secure (RFC 7672; before MTA-STS
+//! by RFC 8461 §2); MTA-STS of the recipients' domain (RFC 8461); else TLS where it is offered (RFC 7435).
+//!
+//! Never silently weaker than last time: a domain that took mail in TLS waits for it, for a while, then gets its
+//! mail in clear with a warning in the log. What every session came to is counted for reports (RFC 8460).
+
+mod dane;
+mod judge;
+mod notes;
+mod sts;
+mod validated;
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hickory_resolver::proto::rr::{RData, RecordType};
+use lru::LruCache;
+use rustls::client::WebPkiServerVerifier;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use self::dane::Association;
+use self::judge::{Judge, Measure};
+use self::notes::Note;
+use self::sts::{Mode, Policy};
+use self::validated::Validated;
+use crate::clock::{Clock, Millis};
+use crate::config::Dane;
+use crate::deliver::client::{Client, ClientError, Stage};
+use crate::deliver::outcome::Outcome;
+use crate::deliver::route::{self, Network};
+use crate::dns::Resolver;
+use crate::fetch::{self, FetchError};
+use crate::floor::Floor;
+use crate::store::tls_result::{PolicyType, ResultType, TlsResult};
+use crate::store::trust::{self as memory, StoredPolicy};
+use crate::store::{Store, StoreError};
+
+/// Domains of which this process remembers what the database says, and for how long.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(9_999);
+const REMEMBERED_FOR: Duration = Duration::from_secs(600);
+/// RFC 8461 §3.3: after a failure, do not ask again at once.
+const AFTER_FAILURE: Duration = Duration::from_secs(300);
+/// Deliveries in TLS that make it a habit: one may have been an experiment.
+const HABIT: i64 = 3;
+
+pub(crate) struct Trust {
+    dns: Resolver,
+    store: Store,
+    clock: Clock,
+    validated: Option<Validated>,
+    /// Where mail is taken, for the names of TLSA records.
+    port: u16,
+    /// For policies.
+    network: Network,
+    /// `None` where the system has no authorities: nothing is verified then.
+    web: Option<Arc<WebPkiServerVerifier>>,
+    roots: Arc<RootCertStore>,
+    downgrade_wait: Millis,
+    known: Mutex<LruCache<String, Known>>,
+    notes: mpsc::Sender<Note>,
+}
+
+/// What is known of a domain.
+#[derive(Clone)]
+struct Known {
+    policy: Option<(StoredPolicy, Arc<Policy>)>,
+    /// In TLS, one after the other.
+    deliveries: i64,
+    loaded: Instant,
+    /// The id whose policy could not be had.
+    failed: Option<(String, Instant)>,
+}
+
+/// What a domain demands.
+pub(crate) struct Plan {
+    domain: String,
+    sts: Option<Arc<Policy>>,
+    mx_secure: bool,
+    habit: bool,
+}
+
+/// What a host must be.
+#[derive(Debug, Clone)]
+pub(crate) struct Need {
+    domain: String,
+    host: String,
+    level: Level,
+    sts: Option<Arc<Policy>>,
+    /// The domain has taken mail in TLS so far.
+    habit: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Level {
+    Opportunistic,
+    /// TLS with whatever certificate: TLSA records, none of them usable (RFC 7672 §2.2).
+    Encrypted,
+    WebPki,
+    Dane(Arc<Vec<Association>>),
+}
+
+/// What a connection has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Proof {
+    domain: String,
+    host: String,
+    level: Level,
+}
+
+/// Why a connection is not secure.
+pub(crate) enum Refusal {
+    /// It may go in clear, over a new connection.
+    InClear(ClientError),
+    Final(ClientError),
+}
+
+impl Plan {
+    /// Nothing is demanded.
+    pub(crate) fn none(domain: &str) -> Plan {
+        Plan { domain: domain.to_owned(), sts: None, mx_secure: false, habit: false }
+    }
+}
+
+impl Need {
+    /// Nothing is demanded of this host.
+    pub(crate) fn nothing(domain: &str, host: &str) -> Need {
+        let (domain, host) = (domain.to_owned(), host.to_owned());
+        Need { domain, host, level: Level::Opportunistic, sts: None, habit: false }
+    }
+
+    /// Whether a kept connection will do.
+    pub(crate) fn is_met_by(&self, client: &Client) -> bool {
+        match &self.level {
+            Level::Opportunistic => client.encrypted || !self.habit,
+            Level::Encrypted => client.encrypted,
+            // Usage 3 proves the host for every domain; names of usage 2 are the domain's own.
+            level => client.proof.as_ref().is_some_and(|proof| {
+                proof.host == self.host
+                    && proof.level == *level
+                    && (proof.domain == self.domain || *level == Level::WebPki)
+            }),
+        }
+    }
+
+    fn measure(&self) -> (Measure, bool) {
+        match &self.level {
+            Level::Dane(records) => (Measure::Dane(Arc::clone(records), self.domain.clone()), true),
+            Level::WebPki => (Measure::WebPki, true),
+            // RFC 8461 §5: testing reports what enforce would have refused.
+            Level::Opportunistic if self.sts.is_some() => (Measure::WebPki, false),
+            Level::Opportunistic | Level::Encrypted => (Measure::Nothing, false),
+        }
+    }
+
+    fn proof(&self) -> Proof {
+        Proof { domain: self.domain.clone(), host: self.host.clone(), level: self.level.clone() }
+    }
+
+    fn result(&self, result: ResultType, address: Option<IpAddr>, from: Option<IpAddr>) -> TlsResult {
+        let (policy_type, policy_strings, policy_mx) = match (&self.level, &self.sts) {
+            (Level::Dane(records), _) => {
+                (PolicyType::Tlsa, records.iter().map(Association::text).collect(), Vec::new())
+            }
+            (Level::Encrypted, _) => (PolicyType::Tlsa, Vec::new(), Vec::new()),
+            (_, Some(policy)) => (PolicyType::Sts, policy.lines.clone(), policy.mx.clone()),
+            (_, None) => (PolicyType::NoPolicyFound, Vec::new(), Vec::new()),
+        };
+        let ip = |ip: Option<IpAddr>| ip.map(|ip| ip.to_canonical().to_string()).unwrap_or_default();
+        TlsResult {
+            policy_domain: self.domain.clone(),
+            policy_type,
+            policy_strings,
+            policy_mx,
+            result,
+            receiving_mx: self.host.clone(),
+            receiving_ip: ip(address),
+            sending_ip: ip(from),
+        }
+    }
+}
+
+impl Trust {
+    pub(crate) fn new(floor: &Floor, network: &Network) -> Trust {
+        let config = &floor.config.trust;
+        let roots = Arc::new(crate::tls::roots(config.extra_roots.as_deref()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let validated = match config.dane {
+            Dane::Off => None,
+            Dane::TrustAd => Validated::find(&floor.config.dns.servers),
+        };
+        if config.dane == Dane::TrustAd && validated.is_none() {
+            tracing::warn!("relay.dane is \"trust_ad\" and no DNS server is on loopback: DANE is off");
+        }
+        Trust {
+            dns: floor.dns.clone(),
+            store: floor.store.clone(),
+            clock: floor.clock.clone(),
+            validated,
+            port: network.port,
+            network: Network { port: config.sts_port, ..network.clone() },
+            web: WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), provider).build().ok(),
+            roots,
+            downgrade_wait: i64::try_from(config.downgrade_wait.as_millis()).unwrap_or(Millis::MAX),
+            known: Mutex::new(LruCache::new(REMEMBERED)),
+            notes: notes::start(floor.store.clone(), floor.clock.clone()),
+        }
+    }
+
+    /// What `domain` demands, the one in the recipients' addresses (RFC 8461 §3).
+    pub(crate) async fn plan(&self, domain: &str) -> Result<Plan, Outcome> {
+        if domain.starts_with('[') {
+            return Ok(Plan::none(domain));
+        }
+        let sts = self.policy(domain).await.filter(|policy| policy.mode != Mode::None);
+        let habit = self.known(domain).await.deliveries >= HABIT;
+        let mx_secure = match &self.validated {
+            None => false,
+            Some(dns) => match dns.ask(domain, RecordType::MX).await {
+                Ok(answer) => answer.secure,
+                // RFC 7672 §2.1: what is bogus, or cannot be known, delays.
+                Err(error) => {
+                    let text = format!("the MX of {domain} cannot be validated: {error}");
+                    return Err(Outcome::deferred("4.7.0", text));
+                }
+            },
+        };
+        Ok(Plan { domain: domain.to_owned(), sts, mx_secure, habit })
+    }
+
+    /// What this host of the domain must be; an outcome where it must not be used.
+    pub(crate) async fn need(&self, plan: &Plan, host: &str) -> Result<Need, Outcome> {
+        let mut need = Need { sts: plan.sts.clone(), habit: plan.habit, ..Need::nothing(&plan.domain, host) };
+        if plan.mx_secure {
+            match self.tlsa(host).await {
+                Ok(None) => {}
+                Ok(Some(records)) => {
+                    // RFC 8461 §2: with both, DANE decides.
+                    need.level = match records.is_empty() {
+                        true => Level::Encrypted,
+                        false => Level::Dane(Arc::new(records)),
+                    };
+                    return Ok(need);
+                }
+                Err(why) => {
+                    need.sts = None;
+                    self.note(need.result(ResultType::DnssecInvalid, None, None));
+                    return Err(Outcome::deferred("4.7.0", why));
+                }
+            }
+        }
+        let Some(policy) = &plan.sts else { return Ok(need) };
+        let covered = policy.covers(host);
+        if !covered {
+            self.note(need.result(ResultType::ValidationFailure, None, None));
+        }
+        match (policy.mode, covered) {
+            (Mode::Enforce, false) => {
+                let text = format!("the MTA-STS policy of {} does not name its host {host}", plan.domain);
+                Err(Outcome::deferred("4.7.0", text))
+            }
+            (Mode::Enforce, true) => Ok(Need { level: Level::WebPki, ..need }),
+            _ => Ok(need),
+        }
+    }
+
+    /// The usable TLSA records of a host whose address is secure (RFC 7672 §2.2.2); `None` where there are none.
+    async fn tlsa(&self, host: &str) -> Result<Option<Vec<Association>>, String> {
+        let Some(dns) = &self.validated else { return Ok(None) };
+        let unknown = |what: &str, error| format!("the {what} of {host} cannot be validated: {error}");
+        let mut address = dns.ask(host, RecordType::A).await.map_err(|error| unknown("address", error))?;
+        if address.records.is_empty() {
+            address = dns.ask(host, RecordType::AAAA).await.map_err(|error| unknown("address", error))?;
+        }
+        // RFC 7672 §2.2.2: without a secure address no TLSA is asked for, as broken servers fail on that question.
+        if !address.secure {
+            return Ok(None);
+        }
+        let name = format!("_{}._tcp.{host}", self.port);
+        let answer = dns.ask(&name, RecordType::TLSA).await.map_err(|error| unknown("TLSA", error))?;
+        if !answer.secure || answer.records.is_empty() {
+            return Ok(None);
+        }
+        let records: Vec<_> = answer
+            .records
+            .into_iter()
+            .filter_map(|data| if let RData::TLSA(tlsa) = data { Some(tlsa) } else { None })
+            .collect();
+        Ok(Some(dane::usable(&records)))
+    }
+
+    /// Takes a greeted connection into TLS, as far as it is needed and can be had.
+    pub(crate) async fn secure(
+        &self,
+        client: Client,
+        name: &str,
+        need: &Need,
+        address: SocketAddr,
+    ) -> Result<Client, Refusal> {
+        let (to, from) = (Some(address.ip()), client.local_ip());
+        if !client.offers.starttls {
+            return self.without_tls(client, need, to, from).await;
+        }
+        let (measure, strict) = need.measure();
+        let judge = Judge::new(measure, strict, self.web.clone());
+        let config = judge.config().map_err(|error| Refusal::Final(ClientError::Tls(error.to_string())))?;
+        match client.start_tls(name, &need.host, config).await {
+            Ok(mut client) if client.encrypted => {
+                self.note(need.result(judge.result().unwrap_or(ResultType::Success), to, from));
+                client.proof = Some(need.proof());
+                Ok(client)
+            }
+            Ok(client) => self.without_tls(client, need, to, from).await,
+            Err(error) if error.stage() == Stage::StartTls => {
+                let result = judge.result().filter(|result| *result != ResultType::Success);
+                self.note(need.result(result.unwrap_or(ResultType::ValidationFailure), to, from));
+                if need.level != Level::Opportunistic {
+                    let text = format!("{error}; {} demands a good one", need.because());
+                    return Err(Refusal::Final(ClientError::Unable("4.7.5", text)));
+                }
+                self.may_weaken(need).await.map_err(Refusal::Final)?;
+                Err(Refusal::InClear(error))
+            }
+            Err(error) => Err(Refusal::Final(error)),
+        }
+    }
+
+    async fn without_tls(
+        &self,
+        client: Client,
+        need: &Need,
+        to: Option<IpAddr>,
+        from: Option<IpAddr>,
+    ) -> Result<Client, Refusal> {
+        self.note(need.result(ResultType::StarttlsNotSupported, to, from));
+        if need.level != Level::Opportunistic {
+            let text = format!("{} offers no TLS, and {} demands it", need.host, need.because());
+            return Err(Refusal::Final(ClientError::Unable("4.7.10", text)));
+        }
+        self.may_weaken(need).await.map_err(Refusal::Final)?;
+        Ok(client)
+    }
+
+    /// Whether mail to a domain that took it in TLS may now go in clear: after it has waited for a while, because
+    /// somebody in the way who cuts TLS off looks just the same, and because most that break it mend it in a day.
+    async fn may_weaken(&self, need: &Need) -> Result<(), ClientError> {
+        if !need.habit || self.downgrade_wait == 0 {
+            return Ok(());
+        }
+        let (domain, wait) = (need.domain.clone(), self.downgrade_wait);
+        let waits: Result<bool, StoreError> = self
+            .store
+            .write(move |tx| {
+                let domain = domain.clone();
+                Box::pin(async move {
+                    let since = memory::saw_less(tx, &domain, HABIT).await?;
+                    let waits = tx.now() - since < wait;
+                    if !waits {
+                        memory::give_up(tx, &domain).await?;
+                    }
+                    Ok(waits)
+                })
+            })
+            .await;
+        match waits {
+            Ok(true) => {
+                let text = format!(
+                    "{} offers no working TLS, and {} took mail in TLS until now: waiting for it to come back",
+                    need.host, need.domain
+                );
+                Err(ClientError::Unable("4.7.4", text))
+            }
+            Ok(false) => {
+                tracing::warn!(
+                    relay.domain = need.domain,
+                    relay.host = need.host,
+                    "TLS did not come back in time: mail goes in clear from now on"
+                );
+                if let Some(known) = self.lock().get_mut(&need.domain) {
+                    known.deliveries = 0;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what is known of a domain's TLS could not be read");
+                Err(ClientError::Unable("4.3.0", "it cannot be known just now whether TLS is needed".into()))
+            }
+        }
+    }
+
+    /// A host of this domain took a message.
+    pub(crate) fn delivered(&self, domain: &str, encrypted: bool) {
+        if encrypted {
+            if let Some(known) = self.lock().get_mut(domain) {
+                known.deliveries = known.deliveries.saturating_add(1);
+            }
+            let _ = self.notes.try_send(Note::InTls(domain.to_owned()));
+        }
+    }
+
+    /// Counts are not worth waiting for.
+    fn note(&self, result: TlsResult) {
+        let _ = self.notes.try_send(Note::Session(Box::new(result)));
+    }
+
+    /// The MTA-STS policy of a domain: the one that is kept, or a new one where the record's id is another.
+    async fn policy(&self, domain: &str) -> Option<Arc<Policy>> {
+        let records = self.dns.txt(&format!("_mta-sts.{domain}")).await;
+        let id = records.as_ref().ok().and_then(|records| sts::record_id(records)).map(str::to_owned);
+        let known = self.known(domain).await;
+        let now = self.clock.now();
+        // RFC 8461 §3.1, §5.1: a policy that is kept holds until it expires, whatever the record says meanwhile.
+        let held = known.policy.filter(|(kept, _)| kept.expires_at > now);
+        let Some(id) = id else { return held.map(|(_, policy)| policy) };
+        let is_fresh = |kept: &StoredPolicy| {
+            // RFC 8461 §5.1: refreshed before it ends, so that nobody gains by blocking the fetch once.
+            kept.policy_id == id && now < kept.fetched_at + (kept.expires_at - kept.fetched_at) / 4 * 3
+        };
+        let failed = known.failed.is_some_and(|(of, at)| of == id && at.elapsed() < AFTER_FAILURE);
+        if failed || held.as_ref().is_some_and(|(kept, _)| is_fresh(kept)) {
+            return held.map(|(_, policy)| policy);
+        }
+        match self.fetch(domain, &id).await {
+            Ok(policy) => Some(policy),
+            Err((result, why)) => {
+                tracing::info!(relay.domain = domain, why, kept = held.is_some(), "no MTA-STS policy");
+                let need = Need::nothing(domain, "");
+                let result = TlsResult { policy_type: PolicyType::Sts, ..need.result(result, None, None) };
+                self.note(result);
+                if let Some(known) = self.lock().get_mut(domain) {
+                    known.failed = Some((id, Instant::now()));
+                }
+                held.map(|(_, policy)| policy)
+            }
+        }
+    }
+
+    async fn fetch(&self, domain: &str, id: &str) -> Result<Arc<Policy>, (ResultType, String)> {
+        let host = format!("mta-sts.{domain}");
+        let addresses = route::addresses(&self.dns, &self.network, &host)
+            .await
+            .map_err(|error| (ResultType::StsPolicyFetchError, error.to_string()))?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(rustls::ALL_VERSIONS)
+            .map_err(|error| (ResultType::StsPolicyFetchError, error.to_string()))?
+            .with_root_certificates(Arc::clone(&self.roots))
+            .with_no_client_auth();
+        let text = fetch::text(&host, &addresses, "/.well-known/mta-sts.txt", tls).await;
+        let text = text.map_err(|error| match error {
+            FetchError::Certificate(why) => (ResultType::StsWebpkiInvalid, why),
+            FetchError::Failed(why) => (ResultType::StsPolicyFetchError, why),
+        })?;
+        let policy = Policy::parse(&text).map_err(|why| (ResultType::StsPolicyInvalid, why))?;
+        let now = self.clock.now();
+        let age = i64::try_from(policy.max_age.saturating_mul(1000)).unwrap_or(0);
+        let kept =
+            StoredPolicy { policy_id: id.to_owned(), policy: text, fetched_at: now, expires_at: now + age };
+        let policy = Arc::new(policy);
+        if let Some(known) = self.lock().get_mut(domain) {
+            known.policy = Some((kept.clone(), Arc::clone(&policy)));
+            known.failed = None;
+        }
+        let name = domain.to_owned();
+        let written: Result<(), StoreError> = self
+            .store
+            .write(move |tx| {
+                let (name, kept) = (name.clone(), kept.clone());
+                Box::pin(async move { memory::keep_policy(tx, &name, &kept).await })
+            })
+            .await;
+        if let Err(error) = written {
+            tracing::warn!(%error, "an MTA-STS policy could not be kept");
+        }
+        Ok(policy)
+    }
+
+    /// What this process remembers, or the database.
+    async fn known(&self, domain: &str) -> Known {
+        let remembered = self.lock().get(domain).cloned();
+        if let Some(known) = remembered
+            && known.loaded.elapsed() < REMEMBERED_FOR
+        {
+            return known;
+        }
+        let name = domain.to_owned();
+        let read: Result<(Option<StoredPolicy>, i64), StoreError> = self
+            .store
+            .read(move |tx| {
+                Box::pin(
+                    async move { Ok((memory::policy(tx, &name).await?, memory::seen(tx, &name).await?)) },
+                )
+            })
+            .await;
+        let (policy, deliveries) = read.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what is known of a domain's TLS could not be read");
+            (None, 0)
+        });
+        let policy = policy.and_then(|kept| {
+            let parsed = Policy::parse(&kept.policy).ok()?;
+            Some((kept, Arc::new(parsed)))
+        });
+        let known = Known { policy, deliveries, loaded: Instant::now(), failed: None };
+        self.lock().put(domain.to_owned(), known.clone());
+        known
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Need {
+    /// Who demands it, in words.
+    fn because(&self) -> String {
+        match self.level {
+            Level::Dane(_) | Level::Encrypted => format!("DANE of {}", self.host),
+            _ => format!("the MTA-STS policy of {}", self.domain),
+        }
+    }
+}

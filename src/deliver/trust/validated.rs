@@ -1,0 +1,124 @@
+//! Questions whose answers must be secure: put to a validating resolver on this machine, whose AD bit says so.
+//!
+//! The bit is one that anybody on the way could set, so only loopback is believed (RFC 7672 §2.1.1, RFC 6840
+//! §5.7: AD in the question asks for AD in the answer). No cache: the resolver next door has one.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use hickory_resolver::proto::op::{Edns, Message, Query, ResponseCode};
+use hickory_resolver::proto::rr::{DNSClass, Name, RData, RecordType};
+use hickory_resolver::system_conf;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+use crate::dns::DnsError;
+
+/// One try of two.
+const TRY: Duration = Duration::from_millis(2500);
+/// Without fragments (RFC 9715).
+const UDP_PAYLOAD: u16 = 1232;
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Validated {
+    server: SocketAddr,
+}
+
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// The resolver validated it, or validated that there is nothing.
+    pub(super) secure: bool,
+    /// Of the type that was asked for; empty where there are none.
+    pub(super) records: Vec<RData>,
+}
+
+impl Validated {
+    /// The first resolver on loopback, of `servers` or, where that is empty, of the system.
+    pub(super) fn find(servers: &[SocketAddr]) -> Option<Validated> {
+        let system = || {
+            let (config, _) = system_conf::read_system_conf().ok()?;
+            config.name_servers().iter().map(|server| server.ip).find(IpAddr::is_loopback)
+        };
+        let server = match servers {
+            [] => system().map(|ip| SocketAddr::new(ip, 53)),
+            servers => servers.iter().copied().find(|server| server.ip().is_loopback()),
+        };
+        server.map(|server| Validated { server })
+    }
+
+    pub(super) async fn ask(&self, name: &str, kind: RecordType) -> Result<Answer, DnsError> {
+        let mut name = Name::from_ascii(name).map_err(|_| DnsError::NotFound)?;
+        name.set_fqdn(true);
+        let mut why = DnsError::Temporary("no answer in time".into());
+        for _ in 0..2 {
+            match timeout(TRY, self.exchange(&name, kind)).await {
+                Ok(Ok(message)) => return read(&message, kind),
+                Ok(Err(error)) => why = DnsError::Temporary(error.to_string()),
+                Err(_) => {}
+            }
+        }
+        Err(why)
+    }
+
+    async fn exchange(&self, name: &Name, kind: RecordType) -> std::io::Result<Message> {
+        let mut question = Message::query();
+        question.metadata.recursion_desired = true;
+        question.metadata.authentic_data = true;
+        question.add_query(Query::query(name.clone(), kind));
+        let mut edns = Edns::new();
+        edns.set_max_payload(UDP_PAYLOAD);
+        question.set_edns(edns);
+        let octets = question.to_vec().map_err(std::io::Error::other)?;
+        let own: IpAddr = match self.server {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        let socket = UdpSocket::bind((own, 0)).await?;
+        socket.connect(self.server).await?;
+        socket.send(&octets).await?;
+        let mut buffer = [0; UDP_PAYLOAD as usize];
+        let answer = loop {
+            let length = socket.recv(&mut buffer).await?;
+            let message = Message::from_vec(buffer.get(..length).unwrap_or_default());
+            if let Ok(message) = message
+                && answers(&message, &question, name, kind)
+            {
+                break message;
+            }
+        };
+        if !answer.metadata.truncation {
+            return Ok(answer);
+        }
+        let mut stream = TcpStream::connect(self.server).await?;
+        let length = u16::try_from(octets.len()).map_err(std::io::Error::other)?;
+        stream.write_all(&[&length.to_be_bytes()[..], &octets].concat()).await?;
+        let mut reply = vec![0; usize::from(stream.read_u16().await?)];
+        stream.read_exact(&mut reply).await?;
+        let message = Message::from_vec(&reply).map_err(std::io::Error::other)?;
+        match answers(&message, &question, name, kind) {
+            true => Ok(message),
+            false => Err(std::io::Error::other("an answer to something else")),
+        }
+    }
+}
+
+fn answers(message: &Message, question: &Message, name: &Name, kind: RecordType) -> bool {
+    let asked = |query: &Query| {
+        query.name() == name && query.query_type() == kind && query.query_class() == DNSClass::IN
+    };
+    message.metadata.id == question.metadata.id && message.queries.first().is_some_and(asked)
+}
+
+fn read(message: &Message, kind: RecordType) -> Result<Answer, DnsError> {
+    match message.metadata.response_code {
+        ResponseCode::NoError | ResponseCode::NXDomain => {}
+        // A validating resolver answers SERVFAIL to what is bogus.
+        code => return Err(DnsError::Temporary(code.to_string())),
+    }
+    let records = message.answers.iter().filter(|record| record.record_type() == kind);
+    Ok(Answer {
+        secure: message.metadata.authentic_data,
+        records: records.map(|record| record.data.clone()).collect(),
+    })
+}
