@@ -49,8 +49,8 @@ async fn leave(State(floor): State<Arc<Floor>>, Path(token): Path<String>) -> An
         let id = id.clone();
         Box::pin(async move { inbox::unsubscribe(tx, key, &id, "by one click").await })
     });
-    let done: Option<bool> = done.await.map_err(|error: StoreError| error)?;
-    Ok(match done {
+    let done: Result<Option<bool>, StoreError> = done.await;
+    Ok(match done? {
         Some(_) => page(StatusCode::OK, "You will get no more mail from this sender.", ""),
         None => unknown(),
     })
