@@ -185,9 +185,16 @@ fn view(config: &Config, domain: &Domain, keys: &[DkimKeyRow]) -> DomainView {
     }
 }
 
-/// The domain as an event shows it; `None` once it is removed.
-pub(crate) async fn shown(tx: &mut Tx, config: &Config, name: &str) -> Result<Option<Value>, StoreError> {
-    let Some((domain, keys)) = verify::with_keys(tx, name).await? else { return Ok(None) };
+/// The domain as an event of a pod (0: the organization) shows it; `None` once it is removed, or another pod's.
+pub(crate) async fn shown(
+    tx: &mut Tx,
+    config: &Config,
+    name: &str,
+    pod: i64,
+) -> Result<Option<Value>, StoreError> {
+    let found = verify::with_keys(tx, name).await?;
+    let found = found.filter(|(domain, _)| domain.pod.unwrap_or(0) == pod);
+    let Some((domain, keys)) = found else { return Ok(None) };
     let view = serde_json::to_value(view(config, &domain, &keys));
     view.map(Some).map_err(|e| StoreError::Damaged(e.to_string()))
 }

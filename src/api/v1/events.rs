@@ -165,7 +165,7 @@ async fn show(
     }
     if let Some(name) = data.get("domain_id").and_then(Value::as_str).filter(|_| kind == "domain.verified") {
         // AgentMail's event has the domain as it is shown.
-        if let Some(domain) = domains::shown(tx, config, name).await? {
+        if let Some(domain) = domains::shown(tx, config, name, event.inbox.pod).await? {
             shown.insert("domain".into(), domain);
             return Ok(Some(shown));
         }
