@@ -85,6 +85,10 @@ pub(crate) async fn check(
             if domain.domain_key != seen.domain_key {
                 return Ok(None);
             }
+            if domain.features != seen.features {
+                // Other records are wanted than were looked up; the next look is about those.
+                return Ok(Some(domain));
+            }
             turn_keys(tx, &domain, &keys, &findings, now).await?;
             let mut judged = judge(&domain, &findings, occasion, now);
             judged.findings = super::super::store::message::to_json(&*findings)?;

@@ -222,6 +222,25 @@ async fn a_pods_key_sees_its_pod_and_nothing_else() {
 }
 
 /// `gatepost domain` for people: what to set, and what is wrong, in words and an exit code.
+/// Whoever was given DKIM records for sending must not have the domain's mail, which every pod's would be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_domain_that_only_sends_receives_once_its_mx_leads_here() {
+    let dns = Dns::start(&format!("{NAME} MX 5 elsewhere.example\n")).await;
+    let server = TestServer::new().dns(&dns).start().await;
+    dns.add(&format!("mx.agents.example A {}\n", server.smtp.ip()));
+    server.api.post("/v0/domains", json!({"domain": NAME, "inbound_enabled": false})).await.ok();
+    let domain = format!("/v0/domains/{NAME}");
+    load(&dns, server.api.get(&format!("{domain}/zone-file")).await.ok().as_str().unwrap());
+    server.api.post(&format!("{domain}/verify"), json!({})).await.ok();
+    assert_eq!(server.api.get(&domain).await.ok()["status"], "VERIFIED");
+    let receive = json!({"inbound_enabled": true});
+    let said = server.api.patch(&domain, receive.clone()).await.refused(403, "domain_not_verified");
+    assert!(said["fix"].as_str().unwrap().contains("elsewhere.example"), "{said}");
+    assert_eq!(server.api.get(&domain).await.ok()["inbound_enabled"], false);
+    dns.add(&format!("{NAME} MX 10 mx.agents.example\n"));
+    assert_eq!(server.api.patch(&domain, receive).await.ok()["inbound_enabled"], true);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_says_what_to_change() {
     let dns = Dns::start("words.example MX 5 old.example\n").await;

@@ -394,14 +394,22 @@ async fn change(
     if found.configured && request.inbound_enabled == Some(false) {
         return Err(Problem::field(&["inbound_enabled"], "stays on for a domain of the configuration"));
     }
+    let asked = request.apply(found.features)?;
+    if found.is_usable() && !found.configured && takes_more_mail(found.features, asked) {
+        comes_here(floor, &found, asked).await?;
+    }
     let (config, actor) = (floor.config.clone(), caller.0.actor());
     let changed = floor.store.write(move |tx| {
         let (found, config, actor) = (found.clone(), config.clone(), actor.clone());
         Box::pin(async move {
             let there = domain::lock(tx, &found.name).await?;
             let mut there = there.filter(|d| d.domain_key == found.domain_key).ok_or_else(none)?;
-            there.features = request.apply(there.features)?;
-            if there.features.subdomains && !found.features.subdomains {
+            if there.features != found.features || there.is_usable() != found.is_usable() {
+                return Err(Problem::forbidden("domain_changed", "The domain was changed at the same time.")
+                    .fix("Look at it again, and repeat the request if it is still wanted."));
+            }
+            there.features = asked;
+            if asked.subdomains && !found.features.subdomains {
                 let relatives = domain::relatives(tx, &there.name).await?;
                 if relatives.iter().any(|r| r.pod != there.pod && r.is_usable()) {
                     return Err(taken());
@@ -418,6 +426,24 @@ async fn change(
     let view = changed.await?;
     floor.domains.refresh(&floor.store).await?;
     Ok(Json(view))
+}
+
+/// Whether mail comes here that did not before.
+fn takes_more_mail(before: Features, after: Features) -> bool {
+    after.inbound && (!before.inbound || after.subdomains && !before.subdomains)
+}
+
+/// Refuses unless the MX records lead here: what is ours to receive is delivered here by every pod of this server,
+/// so a claim that was verified for sending alone must not draw mail that its owner has go elsewhere.
+async fn comes_here(floor: &Floor, domain: &Domain, features: Features) -> Answer<()> {
+    let asked = Domain { features, ..domain.clone() };
+    let findings = verify::look(floor, &asked, &[]).await;
+    let wrong = findings.into_iter().find(|finding| {
+        matches!(finding.purpose, Purpose::Mx | Purpose::SubdomainsMx) && finding.state != Seen::Ok
+    });
+    let Some(wrong) = wrong else { return Ok(()) };
+    let say = format!("The MX of {} does not lead here, so its mail cannot come here.", wrong.name);
+    Err(Problem::forbidden("domain_not_verified", say).fix(wrong.fix.unwrap_or_default()))
 }
 
 /// Removes a domain that has no inboxes, with its keys.
