@@ -136,15 +136,22 @@ fn judge(domain: &Domain, findings: &[Finding], occasion: Occasion, now: Millis)
         after.next_check_at = Some(now + KEPT_EVERY);
     } else {
         let age = now - domain.created_at;
-        after.status = match occasion {
-            Occasion::Routine if age >= TRIED_FOR => DomainStatus::Failed,
-            _ if any(State::Wrong) => DomainStatus::Invalid,
-            _ if any(State::Missing) => DomainStatus::Pending,
-            _ => DomainStatus::Verifying,
+        // Asking does not begin the week anew: a name that nobody proves is free for the next who can.
+        let over =
+            age >= TRIED_FOR && (occasion == Occasion::Routine || domain.status == DomainStatus::Failed);
+        after.status = if over {
+            DomainStatus::Failed
+        } else if any(State::Wrong) {
+            DomainStatus::Invalid
+        } else if any(State::Missing) {
+            DomainStatus::Pending
+        } else {
+            DomainStatus::Verifying
         };
         // A record that was just set is seen soon; one that was not for days, in hours.
         let wait = (age / 10).clamp(MINUTE, 4 * HOUR);
-        after.next_check_at = (after.status != DomainStatus::Failed).then_some(now + wait);
+        let planned = domain.next_check_at.filter(|_| occasion == Occasion::Asked).unwrap_or(now + wait);
+        after.next_check_at = (after.status != DomainStatus::Failed).then_some(planned.min(now + wait));
     }
     if turning && after.next_check_at.is_some() {
         after.next_check_at = after.next_check_at.map(|at| at.min(now + 5 * MINUTE));
@@ -298,6 +305,14 @@ mod tests {
         assert_eq!(status(&[(Mx, State::Ok), (Dkim, State::Unknown)], 1), DomainStatus::Verifying);
         let late = after(&new, &[(Dkim, State::Missing)], TRIED_FOR);
         assert_eq!((late.status, late.next_check_at), (DomainStatus::Failed, None));
+        let asked = |domain: &Domain, states: &[(Purpose, State)]| {
+            let findings: Vec<Finding> = states.iter().map(|(p, s)| finding(*p, *s)).collect();
+            judge(domain, &findings, Occasion::Asked, TRIED_FOR)
+        };
+        assert_eq!(asked(&late, &[(Dkim, State::Missing)]).status, DomainStatus::Failed);
+        assert_eq!(asked(&late, &[(Dkim, State::Ok)]).status, DomainStatus::Verified);
+        let waits = asked(&new, &[(Dkim, State::Missing)]);
+        assert_eq!((waits.status, waits.next_check_at), (DomainStatus::Pending, new.next_check_at));
         let soon = after(&new, &[(Dkim, State::Missing)], MINUTE);
         assert_eq!(soon.next_check_at, Some(2 * MINUTE));
     }
