@@ -19,6 +19,7 @@ use mail_auth::common::crypto::{DkimKey, Ed25519Key, RsaKey, Sha256};
 use mail_auth::common::headers::HeaderWriter;
 use mail_auth::dkim::{Canonicalization, DkimSigner, Done};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::ids::random_token;
@@ -173,6 +174,9 @@ async fn keys(store: &Store, domain: &str) -> Result<Vec<DkimKeyRow>, StoreError
 
 /// PKCS #8 and what goes into `p=`: a SubjectPublicKeyInfo for RSA, the bare 32 octets for Ed25519 (RFC 8463 §4).
 async fn generate(algorithm: &'static str) -> Result<(Vec<u8>, Vec<u8>), String> {
+    // One at a time: whoever claims names without end has one processor at most.
+    static MAKING: Semaphore = Semaphore::const_new(1);
+    let _turn = MAKING.acquire().await.map_err(|e| e.to_string())?;
     // An RSA key takes a tenth of a second or more: not on a thread that serves connections.
     tokio::task::spawn_blocking(move || match algorithm {
         RSA => {

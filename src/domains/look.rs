@@ -93,8 +93,18 @@ async fn one(dns: &Resolver, config: &Config, wanted: Wanted) -> Finding {
 /// A name that nobody gives to anything.
 const PROBE: &str = "gatepost-wildcard-check";
 
+/// Characters of what stands in the DNS that are shown and kept: an answer may have 64 KiB.
+const MOST_FOUND: usize = 500;
+
 fn in_words(wanted: Wanted, seen: Seen) -> Finding {
     let line = wanted.line();
+    let seen = match seen {
+        Seen::Wrong { found, because } => Seen::Wrong {
+            found: shortened(&found, MOST_FOUND),
+            because: because.map(|b| shortened(&b, MOST_FOUND)),
+        },
+        seen => seen,
+    };
     let (state, found, fix) = match seen {
         Seen::Ok => (State::Ok, None, None),
         Seen::Missing => (State::Missing, None, Some(format!("Set: {line}"))),
@@ -201,14 +211,14 @@ async fn dkim(dns: &Resolver, name: &str, value: &str) -> Seen {
     };
     match found.as_slice() {
         [one] if key(one) == key(value) => Seen::Ok,
-        [one] if key(one).is_none_or(|key| key.is_empty()) => wrong(shortened(one), "It holds no key"),
-        [one] => wrong(shortened(one), "It is another key: mail would not verify"),
+        [one] if key(one).is_none_or(|key| key.is_empty()) => wrong(shortened(one, 60), "It holds no key"),
+        [one] => wrong(shortened(one, 60), "It is another key: mail would not verify"),
         several => wrong(format!("{} records", several.len()), "Only one may stand there"),
     }
 }
 
-fn shortened(text: &str) -> String {
-    let mut short: String = text.chars().take(60).collect();
+fn shortened(text: &str, most: usize) -> String {
+    let mut short: String = text.chars().take(most).collect();
     if short.len() < text.len() {
         short.push('…');
     }
@@ -385,6 +395,17 @@ mod tests {
         let words = words(Zone::new().a("mx.agents.example", "192.0.2.1").broken("agents.example")).await;
         assert_eq!(said(&words, Purpose::Mx).0, State::Unknown);
         assert_eq!(said(&words, Purpose::Dmarc).0, State::Missing);
+    }
+
+    #[tokio::test]
+    async fn a_zone_decides_not_how_much_is_kept_of_it() {
+        let long = format!("v=spf1 {}-all", "ip4:192.0.2.9 ".repeat(1_000));
+        let strings: Vec<&str> =
+            long.as_bytes().chunks(250).map(|c| std::str::from_utf8(c).unwrap()).collect();
+        let words =
+            words(Zone::new().a("mx.agents.example", "192.0.2.1").txt("agents.example", &strings)).await;
+        let (state, fix) = said(&words, Purpose::Spf);
+        assert!(state == State::Wrong && fix.chars().count() < 2 * MOST_FOUND, "{fix}");
     }
 
     #[tokio::test]

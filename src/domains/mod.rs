@@ -30,6 +30,10 @@ const ROUND: Duration = Duration::from_secs(20);
 /// Domains of one round; the others wait for the next.
 const A_ROUND: i64 = 20;
 
+/// Keys of a domain whose records have to stand at once. With as many no change begins until some are retired, so
+/// that what is read of a domain's keys is always all of them.
+pub(crate) const MOST_STANDING: usize = 40;
+
 /// What has to be there before anything starts: rows and keys of the configuration's domains, and a set of our
 /// domains that is current. A key that does not open is found here, not when mail goes out unsigned.
 pub async fn begin(floor: &Floor) -> Result<(), DkimError> {
@@ -102,7 +106,8 @@ async fn begin_rotation(
 ) -> Result<Option<Vec<DkimKeyRow>>, StoreError> {
     let Some(mut domain) = domain::lock(tx, name).await? else { return Ok(None) };
     let keys = dkim_key::all_of_domain(tx, name).await?;
-    if !keys.iter().any(|key| key.state == KeyState::Next) {
+    let standing = keys.iter().filter(|key| key.state != KeyState::Retired).count();
+    if standing < MOST_STANDING && !keys.iter().any(|key| key.state == KeyState::Next) {
         dkim_key::forget_retired(tx, name).await?;
         for key in pair {
             dkim_key::insert(tx, key).await?;

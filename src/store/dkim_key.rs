@@ -88,7 +88,7 @@ pub async fn active(tx: &mut Tx) -> Result<Vec<DkimKeyRow>, StoreError> {
     tx.rows(sql, &[]).await?.iter().map(from_row).collect()
 }
 
-/// Keys of a domain that are kept at most: rotations that follow each other within the overlap are refused.
+/// Keys of a domain that are read at most: more than there can be (`domains::MOST_STANDING`, and as many retired).
 const MOST: i64 = 100;
 
 /// Every key of a domain, the oldest first.

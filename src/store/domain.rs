@@ -97,9 +97,15 @@ impl Domain {
 
 macro_rules! columns {
     () => {
-        "domain_key, domain, pod_key, configured, status, reason, feedback_enabled, inbound_enabled,
-         subdomains_enabled, tracking_enabled, findings, checked_at, next_check_at, failing_since, verified_at,
-         created_at, updated_at"
+        columns!("findings")
+    };
+    ($findings:literal) => {
+        concat!(
+            "domain_key, domain, pod_key, configured, status, reason, feedback_enabled, inbound_enabled,
+             subdomains_enabled, tracking_enabled, ",
+            $findings,
+            ", checked_at, next_check_at, failing_since, verified_at, created_at, updated_at"
+        )
     };
 }
 
@@ -217,14 +223,22 @@ pub async fn relatives(tx: &mut Tx, name: &str) -> Result<Vec<Domain>, StoreErro
     Ok(found.into_iter().filter(|d| below(&d.name, name) || below(name, &d.name)).collect())
 }
 
+/// How many domains of a pod are not verified, counted up to `most`.
+pub async fn unverified_of_pod(tx: &mut Tx, pod: i64, most: i64) -> Result<i64, StoreError> {
+    let sql = "SELECT count(*) FROM (SELECT 1 FROM domain WHERE pod_key = $1 AND configured = 0
+                   AND status <> 'VERIFIED' LIMIT $2) AS unverified";
+    let row = tx.row(sql, &[pod.into(), most.into()]).await?;
+    row.map_or(Ok(0), |row| row.get(0))
+}
+
 /// How many domains may be usable at once: what every node keeps in memory.
 const MOST: i64 = 100_000;
 
-/// Every domain that may be used.
+/// Every domain that may be used, without its findings: nobody asks all of them at once for those.
 pub async fn usable(tx: &mut Tx) -> Result<Vec<Domain>, StoreError> {
     let sql = concat!(
         "SELECT ",
-        columns!(),
+        columns!("CAST('[]' AS TEXT)"),
         " FROM domain WHERE configured = 1 OR status = 'VERIFIED' ORDER BY domain_key LIMIT $1"
     );
     tx.rows(sql, &[MOST.into()]).await?.iter().map(from_row).collect()

@@ -269,6 +269,9 @@ async fn create(
     add(&floor, &caller, request).await
 }
 
+/// Names that a pod may hold without having proved one of them: each is looked up for a week, and is nobody else's.
+const MOST_UNVERIFIED: i64 = 100;
+
 /// What somebody asks for when they claim a name.
 struct Claim {
     name: String,
@@ -326,6 +329,13 @@ async fn enter(tx: &mut Tx, claim: &Claim) -> Answer<Domain> {
         }
         domain::delete(tx, &there).await?;
         verify::recorded(tx, &there, &claim.actor, "domain.gave_way", Value::Null).await?;
+    }
+    if let Some(pod) = claim.pod
+        && domain::unverified_of_pod(tx, pod, MOST_UNVERIFIED).await? >= MOST_UNVERIFIED
+    {
+        let say = format!("The pod has {MOST_UNVERIFIED} domains that are not verified.");
+        return Err(Problem::forbidden("limit_exceeded", say)
+            .fix("Set the records of some, or remove them: DELETE /v0/domains/{domain_id}."));
     }
     let relatives = domain::relatives(tx, &claim.name).await?;
     if relatives.iter().any(|r| r.pod != claim.pod && r.is_usable() && r.features.subdomains) {

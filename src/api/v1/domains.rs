@@ -143,6 +143,11 @@ async fn rotate(
     let keys =
         crate::domains::rotate(&floor, &domain.name, &caller.0).await.map_err(|error| internal(&error))?;
     let keys = keys.ok_or_else(|| Problem::not_found("Domain"))?;
+    if !keys.iter().any(|key| key.state == KeyState::Next) {
+        let say = "The keys were changed so often that the records of too many still have to stand.";
+        return Err(Problem::forbidden("limit_exceeded", say)
+            .fix("Wait until some may be removed: GET /v1/domains/{domain}/dkim says when."));
+    }
     Ok(Json(DkimKeysResponse { domain: domain.name, keys: keys.iter().map(view).collect() }))
 }
 
