@@ -26,7 +26,7 @@ use crate::ids::{InboxKey, pod_id};
 use crate::principal::{Permissions, Principal, Scope};
 use crate::store::key::{self, ApiKey, NewKey};
 use crate::store::page::Place;
-use crate::store::{StoreError, Tx, audit, inbox};
+use crate::store::{StoreError, Tx, audit, inbox, pod};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -308,6 +308,12 @@ pub(super) async fn make(
     let made = floor.store.write(move |tx| {
         let (new, who) = (new.clone(), who.clone());
         Box::pin(async move {
+            // A pod that is deleted takes its keys along: none is made beside that.
+            if let Scope::Pod(pod) = new.scope
+                && pod::lock(tx, pod, false).await?.is_none()
+            {
+                return Err(Problem::not_found("Pod"));
+            }
             let own = key::by_id(tx, &who.api_key_id).await?.ok_or_else(gone)?;
             if !own.permissions.cover(&new.permissions) {
                 return Err(escalation("A key cannot grant permissions that it lacks.")
