@@ -115,9 +115,13 @@ impl Letter {
         let raw = raw.map_err(|error| later(error.to_string()))?;
         let raw = raw.ok_or_else(|| Outcome::failed("5.3.0", "the message is gone from the store"))?;
         let _turn = signing.acquire().await.map_err(|_| stopping())?;
-        let domain = match floor.domains.find(&self.from_domain) {
+        // What was planned or deferred may find its domain lost, or another pod's: nobody's keys sign for that.
+        let domain = match floor.domains.find(&self.from_domain).filter(|ours| ours.serves(self.inbox.pod)) {
             Some(ours) => ours.name.clone(),
-            None => self.from_domain.clone(),
+            None => {
+                let text = format!("{} is not a verified domain of its sender now", self.from_domain);
+                return Err(Outcome::deferred("4.7.0", text));
+            }
         };
         // A domain that was verified a moment ago may have keys that were not read yet: never unsigned for that.
         if !signers.can_sign(&domain) {
