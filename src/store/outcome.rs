@@ -118,15 +118,16 @@ async fn complaint(
     report: &Returned,
     proof: Proof,
 ) -> Result<Heard, StoreError> {
-    if !mark(tx, row, "complaint").await? {
-        return Ok(Heard::Known);
+    let mut news = mark(tx, row, "complaint").await?;
+    if news {
+        complained(tx, row, &report.class, &report.text, proof).await?;
     }
-    complained(tx, row, &report.class, &report.text, proof).await?;
-    // Whoever got an answer to the message knows its Message-ID, and could silence the others that it went to.
+    // Whoever got an answer to the message knows its Message-ID, and could silence the others that it went to; nor
+    // does such a word, come first, take away from one that is proved.
     if proof == Proof::Token {
-        suppress(tx, row, "complaint", Some(&report.text)).await?;
+        news |= suppress(tx, row, "complaint", Some(&report.text)).await?;
     }
-    Ok(Heard::News)
+    Ok(if news { Heard::News } else { Heard::Known })
 }
 
 /// A recipient did not get the message and will not: the row says of which kind, the log tells it.
