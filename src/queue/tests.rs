@@ -550,3 +550,25 @@ async fn a_hold_rule_binds_what_is_queued_and_lets_it_go() {
     assert!(log[0].reply.as_deref().unwrap().contains("taken"), "{log:?}");
     queue.stop().await;
 }
+
+/// Whoever deletes an inbox has stopped it, whatever its mail waits for.
+#[tokio::test]
+async fn what_is_held_is_canceled_with_its_inbox() {
+    let folder = tempfile::tempdir().unwrap();
+    let floor = floor(folder.path(), 25).await;
+    let inbox = ada(&floor).await;
+    let message = release(&floor, inbox, Route::Relay, &["bob@[127.0.0.1]", "eve@[127.0.0.1]"]).await;
+    let rows = until(&floor, inbox, message, "due").await;
+    let deleted: Result<(), StoreError> = floor
+        .store
+        .write(move |tx| {
+            let row = rows[0].clone();
+            Box::pin(async move {
+                assert!(delivery::handle(tx, &row, delivery::Handling::Hold, "x").await?);
+                inbox::delete(tx, inbox).await
+            })
+        })
+        .await;
+    deleted.unwrap();
+    until(&floor, inbox, message, "canceled").await;
+}

@@ -276,8 +276,8 @@ pub async fn delete(tx: &mut Tx, key: InboxKey) -> Result<(), StoreError> {
     )
     .await?;
     tx.execute(
-        "UPDATE delivery SET state = 'canceled', updated_at = $3
-         WHERE pod_key = $1 AND inbox_key = $2 AND state IN ('due', 'deferred')",
+        "UPDATE delivery SET state = 'canceled', held_by = NULL, updated_at = $3
+         WHERE pod_key = $1 AND inbox_key = $2 AND state IN ('due', 'deferred', 'scheduled', 'held')",
         &args,
     )
     .await?;

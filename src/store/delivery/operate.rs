@@ -192,8 +192,9 @@ pub async fn cancel(
     message_key: i64,
 ) -> Result<Option<Vec<Delivery>>, StoreError> {
     let rows = super::of_message(tx, inbox, message_key).await?;
-    let untried =
-        |row: &Delivery| row.attempts == 0 && ["due", "scheduled", "held"].contains(&row.state.as_str());
+    // Deferred and not attempted: its destination had had its share, and nobody dialled.
+    let waits = ["due", "deferred", "scheduled", "held"];
+    let untried = |row: &Delivery| row.attempts == 0 && waits.contains(&row.state.as_str());
     if rows.is_empty() || !rows.iter().all(untried) {
         return Ok(None);
     }
@@ -201,7 +202,7 @@ pub async fn cancel(
         .execute(
             "UPDATE delivery SET state = 'canceled', held_by = NULL, last_reply = 'called back', updated_at = $4
              WHERE pod_key = $1 AND inbox_key = $2 AND message_key = $3 AND attempts = 0
-               AND state IN ('due', 'scheduled', 'held')",
+               AND state IN ('due', 'deferred', 'scheduled', 'held')",
             &[inbox.pod.into(), inbox.inbox.into(), message_key.into(), tx.now().into()],
         )
         .await?;
