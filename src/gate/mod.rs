@@ -1,4 +1,5 @@
-//! The one gate: every send passes `send`, whichever way it comes, and nothing else writes to the queue.
+//! The one gate: every send passes `send`, whichever way it comes, and nothing else writes to the queue but what the
+//! server itself has to say to those who asked for it (`send_by_server`).
 //!
 //! It asks, in one transaction under the inbox's lock: may this key, is the inbox paused, do the lists of both
 //! scopes let every recipient through, is one suppressed, do the limits hold it, does the worker still hold the
@@ -9,6 +10,7 @@
 //! A refusal carries every rule in the way and what would help. DESIGN.md §4 (3, 4, 5), §6.
 
 mod bulk;
+mod by_server;
 mod decision;
 mod limits;
 mod release;
@@ -34,6 +36,7 @@ use crate::store::work_item::{self, ItemState, WorkItem};
 use crate::store::{StoreError, Tx, idempotency, suppression};
 use crate::work::{self, WorkError};
 
+pub use by_server::{ServerLetter, ServerSent, prepare_by_server, send_by_server};
 pub use decision::{Decision, Reason};
 pub use limits::{Usage, usage};
 

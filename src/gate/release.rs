@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 use super::limits::Reservation;
 use super::{IDEMPOTENCY_KEPT, Job, SendError, Sent};
 use crate::address::Address;
+use crate::floor::Floor;
 use crate::inbox::{add_to_thread, new_thread};
 use crate::screen::structure::Structure;
 use crate::store::delivery::{self, NewDelivery, Route};
@@ -160,7 +161,7 @@ async fn enqueue(tx: &mut Tx, job: &Job, message_key: i64, first_key: i64) -> Re
             message_key,
             recipient: address.to_string(),
             domain: address.domain().to_owned(),
-            route: route(job, address),
+            route: route(&job.floor, address),
             expires_at: leaves + expire,
             priority: job.request.priority,
             not_before: job.request.send_at,
@@ -172,10 +173,10 @@ async fn enqueue(tx: &mut Tx, job: &Job, message_key: i64, first_key: i64) -> Re
     Ok(())
 }
 
-fn route(job: &Job, address: &Address) -> Route {
-    if job.floor.receives(address.domain()) {
+pub(super) fn route(floor: &Floor, address: &Address) -> Route {
+    if floor.receives(address.domain()) {
         Route::Local
-    } else if job.floor.dev {
+    } else if floor.dev {
         Route::Capture
     } else {
         Route::Relay

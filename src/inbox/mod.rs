@@ -236,7 +236,8 @@ pub async fn route(floor: &Floor, address: &Address) -> Result<Route, InboxError
     })
 }
 
-fn operator_address(domain: &str) -> String {
+/// The address of a domain's operator's inbox.
+pub(crate) fn operator_address(domain: &str) -> String {
     format!("postmaster@{domain}")
 }
 

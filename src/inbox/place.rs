@@ -57,15 +57,21 @@ pub(super) async fn place(
     // Three numbers: the message, a thread and a work item, should they be new.
     let Some(reserved) = inbox::reserve(tx, key, 3).await? else { return Ok(Placed::Gone) };
     let mut found = threading::find(tx, key, &recipient.inbox_address, incoming, body).await?;
+    let mut of_server = false;
     if let Some(of_message) = recipient.answers {
         // Mail to a return path that we made: it belongs to what it answers, whatever it cites.
         if let Some(sent) = message::by_key(tx, key, of_message).await? {
+            of_server = sent.is_by_server();
             found.join = Some(sent.thread_key);
             found.claims = None;
             found.answers_ours = true;
         }
     }
-    let treatment = treat(tx, incoming, &reserved, recipient, &mut found).await?;
+    let mut treatment = treat(tx, incoming, &reserved, recipient, &mut found).await?;
+    if of_server {
+        // What comes back to mail of the server's own is seen in its thread; nobody is woken, and nothing answers it.
+        treatment.work = None;
+    }
     let message = record_of(incoming, recipient, &reserved, &found, &treatment, tx.now());
     let thread = grow_thread(tx, &message, &found, &treatment).await?;
     message::insert(tx, &message).await?;

@@ -69,6 +69,11 @@ impl Message {
         RowId { at: self.created_at, inbox: self.inbox, seq: self.message_key }.text(Prefix::Message)
     }
 
+    /// The server wrote it by itself: nobody's key sent it.
+    pub fn is_by_server(&self) -> bool {
+        self.direction == Direction::Out && self.key_id.is_none()
+    }
+
     /// The `message_id` of the API: the RFC Message-ID where it is unique here and survives a path unencoded
     /// (the Python SDK encodes nothing), else our own id.
     pub fn public_id(&self) -> String {
