@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::disk::Disk;
 use crate::dns::Resolver;
 use crate::ours::Domains;
+use crate::reports::Tally;
 use crate::secrets::Secrets;
 use crate::spool::Spool;
 use crate::store::Store;
@@ -26,6 +27,8 @@ pub struct Floor {
     pub secrets: Secrets,
     /// Which domains are ours, now.
     pub domains: Domains,
+    /// What mail is counted for the reports that we send.
+    pub tally: Tally,
     /// `gatepost dev`: mail for other domains is captured, never sent.
     pub dev: bool,
 }
@@ -81,6 +84,7 @@ pub(crate) mod testing {
                 secrets: Secrets::open_or_create(&folder.path().join("master.key")).unwrap(),
                 disk: Disk::watch(&config, &clock),
                 domains: Domains::new(&config.domains),
+                tally: Default::default(),
                 config: Arc::new(config),
                 clock,
                 store,

@@ -129,6 +129,7 @@ pub async fn open_floor(config: Config, dev: bool) -> Result<Arc<Floor>, ServerE
         dns: Resolver::new(&config.dns.servers)?,
         disk: Disk::watch(&config, &clock),
         domains: Domains::new(&config.domains),
+        tally: Default::default(),
         config: Arc::new(config),
         clock,
         store,
@@ -208,6 +209,10 @@ impl Server {
         let (floor, shutdown) = self.for_task();
         let (store, bodies, clock) = (floor.store.clone(), floor.bodies.clone(), floor.clock.clone());
         self.spawn("retention", crate::store::retention::run(store, bodies, clock, shutdown));
+        if self.floor.config.reports.dmarc || self.floor.config.reports.tls {
+            let (floor, shutdown) = self.for_task();
+            self.spawn("reports", crate::reports::send(floor, shutdown));
+        }
         // SQLite's events are numbered as they commit.
         if self.floor.store.is_shared() {
             let (floor, shutdown) = self.for_task();

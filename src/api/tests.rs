@@ -60,6 +60,7 @@ async fn floor(folder: &Path) -> Arc<Floor> {
         secrets: Secrets::open_or_create(&folder.join("master.key")).unwrap(),
         disk: crate::disk::Disk::watch(&config, &Clock::system()),
         domains: crate::ours::Domains::new(&config.domains),
+        tally: Default::default(),
         config: Arc::new(config),
         store,
         dev: false,

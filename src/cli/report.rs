@@ -1,4 +1,4 @@
-//! `gatepost report`: what others report about our domains.
+//! `gatepost report`: what others report about our domains, and what we report about theirs.
 
 use std::process::ExitCode;
 
@@ -26,6 +26,12 @@ enum Action {
         #[arg(long)]
         domain: Option<String>,
     },
+    /// Reports that this server sends to others, newest day first
+    Sent {
+        /// To this domain
+        #[arg(long)]
+        domain: Option<String>,
+    },
     /// One report with its rows
     Show { report_id: String },
 }
@@ -34,6 +40,7 @@ impl Report {
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
         match self.action {
             Action::List { kind, domain } => list(&self.remote, kind, domain).await?,
+            Action::Sent { domain } => sent(&self.remote, domain).await?,
             Action::Show { report_id } => {
                 let answer = self.remote.get(&format!("/v1/reports/{}", segment(&report_id))).await?;
                 self.remote.show(&answer, shown);
@@ -57,6 +64,23 @@ async fn list(remote: &Remote, kind: Option<String>, domain: Option<String>) -> 
         ("UNTIL", "ends_at"),
         ("TOTAL", "total"),
         ("FAILED", "failed"),
+    ];
+    remote.show(&answer, |answer| table(answer, "reports", &columns));
+    Ok(())
+}
+
+async fn sent(remote: &Remote, domain: Option<String>) -> anyhow::Result<()> {
+    let query = domain.map(|domain| format!("domain={}", segment(&domain))).unwrap_or_default();
+    let answer = remote.list(&format!("/v1/reports/sent?{query}"), "reports").await?;
+    let columns = [
+        ("DAY", "begins_at"),
+        ("KIND", "kind"),
+        ("DOMAIN", "domain"),
+        ("STATE", "state"),
+        ("TOTAL", "total"),
+        ("TO", "destinations/0/to"),
+        ("MESSAGE", "destinations/0/message_id"),
+        ("WHY", "destinations/0/why"),
     ];
     remote.show(&answer, |answer| table(answer, "reports", &columns));
     Ok(())

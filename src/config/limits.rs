@@ -264,6 +264,21 @@ pub const REPORTS_KEPT: Millis = 400 * crate::clock::DAY;
 /// Octets of a TLS report unpacked: it has a few policies, and its JSON takes twenty times the memory.
 pub const MAX_TLS_REPORT: usize = 5 * 1024 * 1024;
 
+/// Kinds of messages (source, domains, results) that one process counts for DMARC reports between two writes a minute
+/// apart, for one domain and in all: some 600 octets each.
+pub const DMARC_TALLIES_A_DOMAIN: usize = 2_000;
+pub const DMARC_TALLIES: usize = 20_000;
+
+/// Rows that are kept of a domain's day, and of a day: 40 MiB of the database at worst, for the day until it is reported.
+pub const DMARC_ROWS_A_DOMAIN: i64 = 5_000;
+pub const DMARC_ROWS_A_DAY: i64 = 100_000;
+
+/// For how long one node has a report to itself.
+pub const REPORT_LEASE: Duration = Duration::from_secs(600);
+/// The first wait before a report is tried again; it doubles, and the last repeats. RFC 8460 §4.1: for 24 hours.
+pub const REPORT_RETRY: Millis = 15 * 60_000;
+pub const REPORT_ATTEMPTS: i64 = 9;
+
 /// Parts of one message that are tried.
 pub const REPORT_PARTS: usize = 4;
 

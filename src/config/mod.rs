@@ -52,6 +52,7 @@ pub struct Config {
     pub relay: Relay,
     /// `[relay]` too: what other domains promise about TLS.
     pub trust: Trust,
+    pub reports: Reports,
     pub tls: TlsConfig,
     pub log: Log,
 }
@@ -134,6 +135,19 @@ pub struct Dns {
 pub struct Verify {
     /// Domains whose ARC seals may turn a DMARC policy off; what is below them is theirs too.
     pub arc_forwarders: Vec<String>,
+}
+
+/// What we report to domains that ask for it.
+#[derive(Debug, Clone)]
+pub struct Reports {
+    /// Aggregate reports about mail in their name, RFC 9990.
+    pub dmarc: bool,
+    /// How deliveries to them were encrypted, RFC 8460.
+    pub tls: bool,
+    /// What we call ourselves in them; `None`: the first of our domains.
+    pub organization: Option<String>,
+    /// Whom to ask about them; `None`: postmaster at that domain.
+    pub contact: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -288,6 +302,12 @@ impl Config {
             },
             relay: relay::take(s),
             trust: trust::take(s),
+            reports: Reports {
+                dmarc: s.take("reports.dmarc", values::boolean, || false),
+                tls: s.take("reports.tls", values::boolean, || false),
+                organization: s.take("reports.organization", organization, || None),
+                contact: s.take("reports.contact", values::address, || None),
+            },
             tls: TlsConfig { files: take_tls(s) },
             log: Log {
                 level: s.take("log.level", log_level, || "info".to_owned()),
@@ -406,6 +426,15 @@ fn check_listeners(config: &Config, s: &mut Settings) {
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let everywhere = |ip: IpAddr| ip.is_unspecified();
     a.port() == b.port() && (a.ip() == b.ip() || everywhere(a.ip()) || everywhere(b.ip()))
+}
+
+/// A name in reports that strangers read: one short line; empty is none.
+fn organization(value: &Value) -> Result<Option<String>, String> {
+    let name = value.text()?.trim();
+    if name.chars().count() > 100 || name.contains(char::is_control) {
+        return Err("takes a name of one line, at most 100 characters".to_owned());
+    }
+    Ok((!name.is_empty()).then(|| name.to_owned()))
 }
 
 /// `[::]` takes IPv4 as well (unless the system says otherwise).

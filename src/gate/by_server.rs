@@ -33,6 +33,12 @@ pub struct ServerLetter {
     purpose: &'static str,
 }
 
+impl ServerLetter {
+    pub fn to(&self) -> &Address {
+        &self.to
+    }
+}
+
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerSent {

@@ -9,6 +9,7 @@
 //! raw and handed out. RFC 5321 §4.5.1 (postmaster), §6.1 (responsibility after 250).
 
 mod copies;
+mod counted;
 mod place;
 pub mod policy;
 mod release;
@@ -301,7 +302,11 @@ pub async fn receive<T>(
     let arrival = Arrival { verdict: &verdict, octets, spoof: spoof.as_ref() };
     // After DATA there is one answer for all: a refusal only where every recipient refuses (DESIGN.md §5). Asked
     // before anything is written, and of the policy that came with each recipient.
+    let counted = counted::note(floor, &envelope, &verdict, &recipients, &raw);
     if let Some(refusal) = policy::refusal_of_all(arrival, &recipients) {
+        if let Some(counted) = counted.filter(|_| refusal.code >= 500) {
+            counted.refused(floor);
+        }
         tracing::info!(id, domain = verdict.dmarc.domain, why = refusal.text, "refused by policy");
         return Err(refusal);
     }
@@ -322,6 +327,9 @@ pub async fn receive<T>(
     }
     let _turn = turn()?;
     let placed = commit(floor, incoming, recipients, &stamped, &id).await?;
+    if let Some(counted) = counted {
+        counted.taken(floor);
+    }
     for message in &placed {
         tracing::debug!(id, message_id = message.id(), inbox = log_name(message.inbox), "filed");
     }

@@ -134,6 +134,7 @@ async fn floor(folder: &Path, port: u16) -> Arc<Floor> {
         tls: Tls::open(&config.hostname, &config.data_dir, config.tls.files.as_ref()).unwrap(),
         disk: crate::disk::Disk::watch(&config, &Clock::system()),
         domains: crate::ours::Domains::new(&config.domains),
+        tally: Default::default(),
         config: Arc::new(config),
         store,
         secrets,

@@ -1,4 +1,5 @@
-//! What others report about our domains: DMARC aggregate reports and TLS reports, read.
+//! What others report about our domains: DMARC aggregate reports and TLS reports, read. And ours about theirs:
+//! counted in `tally`, sent by `outgoing` once a day to where `destination` says.
 //!
 //! Promises: pure, bounded in memory and time whatever arrives (a compressed bomb, a million rows, nested
 //! entities), never a panic. What cannot be read is mail to the operator like any other. A report is evidence
@@ -7,8 +8,13 @@
 //! Read before the transaction that files its message and stored in it: after a crash there are both or neither,
 //! and the sender, who had no 250, sends again. RFC 9990 (DMARC aggregate), RFC 8460 (TLS-RPT).
 
+mod aggregate;
+mod destination;
 mod dmarc;
+mod outgoing;
+mod tally;
 mod tls;
+mod tls_out;
 mod unpack;
 
 use std::fmt::Debug;
@@ -23,6 +29,8 @@ use crate::config::limits::{MAX_REPORT_CONTENT, REPORT_DEADLINE, REPORT_PARTS, R
 use crate::screen::{self, structure::Structure};
 use crate::spool::Octets;
 
+pub use outgoing::run as send;
+pub use tally::{Disposition, Tally, is_report_itself};
 pub use unpack::UnpackError;
 
 /// Local parts that reports are asked to be sent to, in the DNS records that `gatepost dns` prints.

@@ -44,6 +44,11 @@ const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../migrations/sqlite/0007_domains.sql"),
         postgres: include_str!("../../migrations/postgres/0007_domains.sql"),
     },
+    Migration {
+        version: 8,
+        sqlite: include_str!("../../migrations/sqlite/0008_reports.sql"),
+        postgres: include_str!("../../migrations/postgres/0008_reports.sql"),
+    },
 ];
 
 const VERSION_TABLE: &str =

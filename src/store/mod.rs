@@ -34,6 +34,7 @@ pub mod policy;
 mod postgres;
 pub(crate) mod release;
 pub mod report;
+pub mod report_out;
 pub mod retention;
 mod sqlite;
 pub mod suppression;

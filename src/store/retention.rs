@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::body::BodyStore;
-use super::{Store, StoreError, Tx, attempt, greylist, idempotency, report};
+use super::{Store, StoreError, Tx, attempt, greylist, idempotency, report, report_out};
 use crate::clock::{Clock, DAY, HOUR};
 use crate::config::limits::{ATTEMPTS_KEPT, REPORTS_KEPT};
 
@@ -51,6 +51,8 @@ async fn sweep(tx: &mut Tx) -> Result<bool, StoreError> {
     let forgotten = greylist::forget(tx, greylist::ROOM, STEP).await?;
     let forgotten = forgotten.max(report::forget(tx, tx.now() - REPORTS_KEPT, STEP).await?);
     let forgotten = forgotten.max(attempt::forget(tx, tx.now() - ATTEMPTS_KEPT, STEP).await?);
+    let oldest = (tx.now() - REPORTS_KEPT).div_euclid(DAY);
+    let forgotten = forgotten.max(report_out::forget(tx, oldest, STEP).await?);
     let gone = tx
         .row(
             "SELECT pod_key, inbox_key FROM inbox WHERE deleted_at IS NOT NULL AND status <> 'purged' LIMIT 1",

@@ -30,7 +30,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::address::Address;
 use crate::clock::Millis;
-use crate::dns::Resolver;
+use crate::dns::{DnsError, Resolver};
 use crate::envelope::{Peer, ReversePath};
 use crate::screen::structure::Mailbox;
 use arc::Chain;
@@ -63,6 +63,11 @@ pub struct Question<'a> {
     pub raw: &'a [u8],
     /// The From addresses of the message, all of them.
     pub from: &'a [Mailbox],
+}
+
+/// The organizational domain of a domain (RFC 9989 §4.10.2), for who may ask for reports about whom.
+pub(crate) async fn organization(dns: &Resolver, domain: &str) -> Result<String, DnsError> {
+    dmarc::organization(&Lookups::new(dns), domain).await
 }
 
 /// Checks where a message came from.

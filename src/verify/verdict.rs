@@ -104,6 +104,9 @@ pub struct Dmarc {
     pub dkim_aligned: bool,
     #[serde(skip_serializing_if = "is_false", default)]
     pub spf_aligned: bool,
+    /// The record asks for aggregate reports (`rua`). Of use right now, and not kept.
+    #[serde(skip)]
+    pub reports_wanted: bool,
     /// Why the policy is not applied (RFC 9990, `PolicyOverride`).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub overridden: Option<PolicyOverride>,
@@ -216,6 +219,7 @@ impl Dmarc {
             testing: false,
             dkim_aligned: false,
             spf_aligned: false,
+            reports_wanted: false,
             overridden: None,
         }
     }

@@ -1,4 +1,5 @@
-//! DMARC and TLS reports that others sent about our domains: seen by the organization's keys.
+//! DMARC and TLS reports that others sent about our domains, and those that we send about theirs: seen by the
+//! organization's keys.
 
 use std::sync::Arc;
 
@@ -17,15 +18,16 @@ use crate::api::error::{Answer, ErrorShape, Problem};
 use crate::api::paging::{self, Listing};
 use crate::api::path::RawPath;
 use crate::api::query::Query;
-use crate::clock::rfc3339;
+use crate::clock::{DAY, rfc3339};
 use crate::floor::Floor;
 use crate::ids::{Prefix, RowId};
 use crate::reports::ReportKind;
 use crate::store::StoreError;
 use crate::store::report::{self, StoredReport};
+use crate::store::report_out::{self, SentReport};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get))
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(sent)).routes(routes!(get))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -114,6 +116,86 @@ async fn get(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> 
     let content = serde_json::from_str(&content)
         .map_err(|e| Problem::from(StoreError::Damaged(format!("{}: {e}", report.id()))))?;
     Ok(Json(view(report, Some(content))))
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = SentReport)]
+pub(crate) struct SentReportView {
+    /// `dmarc` or `tls`
+    kind: String,
+    /// The domain that it is about and for.
+    domain: String,
+    /// The UTC day that it covers.
+    begins_at: String,
+    ends_at: String,
+    /// `due` (counted still, or tried again), `sent`, `unwanted` (nobody there wants it) or `failed`.
+    state: String,
+    /// When it is made, or tried again.
+    due_at: String,
+    attempts: i64,
+    /// Messages (DMARC) or sessions (TLS) counted.
+    total: i64,
+    /// Of these, messages of too many kinds to have a row.
+    left_out: i64,
+    /// One for each destination, with what became of it: `to`, `state`, `message_id`, `why`.
+    destinations: Value,
+    updated_at: String,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ListSentReportsResponse {
+    count: usize,
+    limit: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
+    reports: Vec<SentReportView>,
+}
+
+/// Reports that this server sends, the newest day first.
+#[utoipa::path(
+    get, path = "/v1/reports/sent", tag = "reports",
+    params(
+        ("domain" = Option<String>, Query, description = "to this domain"),
+        ("limit" = Option<i64>, Query), ("page_token" = Option<String>, Query)
+    ),
+    responses((status = 200, body = ListSentReportsResponse), (status = 403, body = ErrorShape))
+)]
+async fn sent(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    mut query: Query,
+) -> Answer<Json<ListSentReportsResponse>> {
+    caller.require_admin("Reports can be seen and")?;
+    caller.require("message_read")?;
+    let page = Listing::SentReports.page_one_way(&mut query)?;
+    let domain = query.text("domain").filter(|domain| !domain.is_empty());
+    query.finish()?;
+    let not_a_domain = |_| Problem::field(&["query", "domain"], "is not a domain");
+    let domain = domain.map(|domain| normalize_domain(&domain)).transpose().map_err(not_a_domain)?;
+    let asked = page.clone();
+    let found = floor.store.read(move |tx| {
+        Box::pin(async move { report_out::page(tx, domain.as_deref(), &asked).await })
+    });
+    let mut found: Vec<SentReport> = found.await.map_err(|e: StoreError| Problem::from(e))?;
+    let next_page_token = paging::cut(&page, Listing::SentReports, &mut found, SentReport::place);
+    let reports: Vec<SentReportView> = found.into_iter().map(sent_view).collect();
+    Ok(Json(ListSentReportsResponse { count: reports.len(), limit: page.limit, next_page_token, reports }))
+}
+
+fn sent_view(report: SentReport) -> SentReportView {
+    SentReportView {
+        kind: report.kind,
+        domain: report.domain,
+        begins_at: rfc3339(report.day * DAY),
+        ends_at: rfc3339((report.day + 1) * DAY - 1000),
+        state: report.state,
+        due_at: rfc3339(report.due_at),
+        attempts: report.attempts,
+        total: report.total,
+        left_out: report.left_out,
+        destinations: serde_json::from_str(&report.detail).unwrap_or_default(),
+        updated_at: rfc3339(report.updated_at),
+    }
 }
 
 fn view(report: StoredReport, content: Option<Value>) -> ReportView {

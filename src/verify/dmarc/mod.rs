@@ -12,6 +12,7 @@ mod tree;
 use super::lookups::{Lookups, NoAnswer};
 use super::verdict::{AuthResult, Dkim, Dmarc, DmarcPolicy, Spf};
 use crate::address::normalize_domain;
+use crate::dns::DnsError;
 use crate::screen::structure::Mailbox;
 use record::{Record, Strict};
 use tree::Walk;
@@ -80,6 +81,17 @@ pub(crate) async fn policies<'d>(lookups: &Lookups<'_>, authors: &'d [String]) -
         found.push(policy(lookups, author).await);
     }
     Policies { found }
+}
+
+/// The organization that a domain belongs to, by a walk of its own.
+pub(crate) async fn organization(lookups: &Lookups<'_>, domain: &str) -> Result<String, DnsError> {
+    let mut walk = Walk::new(domain);
+    match walk.finish(lookups).await {
+        Err(NoAnswer::Temporary(why)) => return Err(DnsError::Temporary(why)),
+        Err(_) => return Err(DnsError::Temporary(super::lookups::SPENT.to_owned())),
+        Ok(()) => {}
+    }
+    Ok(walk.organization().to_owned())
 }
 
 async fn policy<'d>(lookups: &Lookups<'_>, author: &'d str) -> Result<Policy<'d>, NoAnswer> {
@@ -212,6 +224,7 @@ async fn judge(
         testing: applies.record.testing,
         dkim_aligned: dkim == Alignment::Passes,
         spf_aligned: spf == Alignment::Passes,
+        reports_wanted: applies.record.reports_wanted,
         overridden: None,
     }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Record {
     pub suffix: Suffix,
     /// `t=y`: the owner asks that the policy be not applied.
     pub testing: bool,
+    /// `rua` names somebody that a report could be sent to.
+    pub reports_wanted: bool,
     /// §4.10.1: one of the policies is not valid, and nobody asks for reports either.
     pub useless: bool,
 }
@@ -54,6 +56,7 @@ impl Record {
                 _ => Suffix::Unknown,
             },
             testing: is("t", "y"),
+            reports_wanted: reports,
             useless: invalid && !reports,
         })
     }

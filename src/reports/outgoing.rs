@@ -1,0 +1,370 @@
+//! Sending reports to domains that ask for them: once for each domain and UTC day, at a time of the next day that is
+//! spread by the domain's name.
+//!
+//! A worker on every node writes the counts down and takes what is due, one report at a time. It is made and put into
+//! the queue in one transaction with the note that it was sent, so a crash at any point sends it once; what cannot be
+//! found out yet is tried again for a day. RFC 9990 §3.5, RFC 8460 §4.1 and §5.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mail_auth::report::Record;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use super::destination::{self, Destination};
+use super::{DMARC_ADDRESS, ReportKind, TLS_ADDRESS, aggregate};
+use crate::address::Address;
+use crate::clock::{DAY, HOUR, Millis};
+use crate::config::limits::{REPORT_ATTEMPTS, REPORT_LEASE, REPORT_RETRY};
+use crate::deliver::compose::{AutoSubmitted, Composition};
+use crate::dns::DnsError;
+use crate::floor::Floor;
+use crate::gate::{self, ServerLetter, ServerSent};
+use crate::store::StoreError;
+use crate::store::report_out::{self, Counted, Due};
+
+/// How often counts are written and what is due is looked for.
+const TICK: Duration = Duration::from_secs(60);
+/// After midnight UTC: every node has written its counts of the day by then.
+const SETTLED: Millis = HOUR / 4;
+/// Reports are spread over so much of the day after.
+const SPREAD: Millis = 12 * HOUR;
+/// Rows that one transaction writes.
+const BATCH: usize = 200;
+
+/// Works until `shutdown`, and writes down what was counted before it ends.
+pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            _ = tick.tick() => {}
+        }
+        write_counts(&floor).await;
+        if let Err(error) = send_due(&floor, &shutdown).await {
+            tracing::warn!(%error, "reports wait: the database cannot be reached");
+        }
+    }
+    write_counts(&floor).await;
+}
+
+/// Writes the counts of this process down. What cannot be written is lost, with a word in the log.
+async fn write_counts(floor: &Floor) {
+    for (day, domain, rows, left_out) in floor.tally.take() {
+        let due_at = due_at(day, &domain);
+        let mut left_out = Some(i64::from(left_out));
+        let rows: Vec<(String, i64)> = rows
+            .into_iter()
+            .filter_map(|(record, n)| Some((serde_json::to_string(&record).ok()?, i64::from(n))))
+            .collect();
+        let batches = rows.chunks(BATCH).map(<[_]>::to_vec);
+        // A domain with nothing but what was left out still has its row.
+        for rows in batches.chain(rows.is_empty().then(Vec::new)) {
+            let left_out = left_out.take().unwrap_or(0);
+            let counted = Arc::new(Counted { day, domain: domain.clone(), due_at, rows, left_out });
+            let written: Result<(), StoreError> = floor
+                .store
+                .write(move |tx| {
+                    let counted = counted.clone();
+                    Box::pin(async move { report_out::count(tx, &counted).await })
+                })
+                .await;
+            if let Err(error) = written {
+                tracing::warn!(%error, domain, "counts for a report are lost");
+            }
+        }
+    }
+}
+
+/// When the report of a domain's day is due: each domain has its time, so that not all leave at midnight.
+pub(super) fn due_at(day: i64, domain: &str) -> Millis {
+    let digest = Sha256::digest(domain);
+    let spread = digest.iter().take(4).fold(0_i64, |n, octet| (n << 8) | i64::from(*octet));
+    (day + 1) * DAY + SETTLED + spread % SPREAD
+}
+
+/// Everything that is due, one after the other.
+async fn send_due(floor: &Arc<Floor>, shutdown: &CancellationToken) -> Result<(), StoreError> {
+    while !shutdown.is_cancelled() {
+        let lease = i64::try_from(REPORT_LEASE.as_millis()).unwrap_or(i64::MAX / 2);
+        let due = floor.store.write(move |tx| Box::pin(report_out::claim(tx, lease)));
+        let due: Option<Due> = due.await?;
+        let Some(due) = due else { break };
+        let (kind, domain) = (due.kind.clone(), due.domain.clone());
+        // Whatever happens, the claim ends by itself, and the attempt is counted.
+        let outcome = tokio::time::timeout(REPORT_LEASE / 2, send(floor, &due)).await;
+        match outcome {
+            Ok(Ok(state)) => tracing::info!(kind, domain, day = due.day, state, "a report"),
+            Ok(Err(SendError::Store(error))) => return Err(error),
+            Ok(Err(SendError::Later(why))) => later(floor, due, &why).await?,
+            Err(_) => later(floor, due, "it took too long").await?,
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SendError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something is not known now.
+    #[error("{0}")]
+    Later(String),
+}
+
+impl From<DnsError> for SendError {
+    fn from(error: DnsError) -> SendError {
+        SendError::Later(error.to_string())
+    }
+}
+
+/// RFC 8460 §4.1: tried again for a day, at rising intervals.
+async fn later(floor: &Arc<Floor>, due: Due, why: &str) -> Result<(), StoreError> {
+    tracing::info!(kind = due.kind, domain = due.domain, why, "a report waits");
+    let detail = json!([{ "why": super::clip(why) }]);
+    if due.attempts >= REPORT_ATTEMPTS {
+        return finish(floor, due, "failed", 0, detail, Vec::new()).await.map(drop);
+    }
+    let due = Arc::new((due, detail));
+    floor
+        .store
+        .write(move |tx| {
+            let due = due.clone();
+            Box::pin(async move {
+                let wait = REPORT_RETRY << due.0.attempts.clamp(0, 4);
+                report_out::postpone(tx, &due.0, tx.now() + wait, &due.1).await
+            })
+        })
+        .await
+}
+
+async fn send(floor: &Arc<Floor>, due: &Due) -> Result<&'static str, SendError> {
+    if due.kind == ReportKind::Dmarc.text() {
+        send_dmarc(floor, due).await
+    } else {
+        super::tls_out::send(floor, due).await
+    }
+}
+
+async fn send_dmarc(floor: &Arc<Floor>, due: &Due) -> Result<&'static str, SendError> {
+    let unwanted = |why: &str| (json!([{ "why": why }]), Vec::new());
+    if !floor.config.reports.dmarc {
+        let (detail, letters) = unwanted("reports.dmarc is off");
+        return Ok(finish(floor, due.clone(), "unwanted", due.total, detail, letters).await?);
+    }
+    let dns = &floor.dns;
+    // As it stands now: a record that changed in between is what its owner wants (RFC 9990 §3.2, the final one).
+    let tags = destination::record(dns, &format!("_dmarc.{}", due.domain), "DMARC1").await?;
+    let wanted = tags.as_deref().and_then(|tags| destination::value(tags, "rua")).map(destination::parse);
+    let (Some(tags), Some(wanted)) = (tags, wanted) else {
+        let (detail, letters) = unwanted("its DMARC record asks for no reports");
+        return Ok(finish(floor, due.clone(), "unwanted", due.total, detail, letters).await?);
+    };
+    let (day, domain) = (due.day, due.domain.clone());
+    let rows = floor.store.read(move |tx| {
+        let domain = domain.clone();
+        Box::pin(async move { report_out::rows(tx, day, &domain).await })
+    });
+    let rows: Vec<(String, i64)> = rows.await?;
+    let rows: Vec<Record> = rows.iter().filter_map(|(record, count)| row(record, *count)).collect();
+    if rows.is_empty() {
+        let (detail, letters) = unwanted("nothing was counted");
+        return Ok(finish(floor, due.clone(), "unwanted", due.total, detail, letters).await?);
+    }
+    let head = Letterhead::new(floor, due);
+    let period = Period::new(due);
+    let xml = aggregate::xml(&head, &period, &tags, rows, due.left_out);
+    let packed = tokio::task::spawn_blocking(move || gzip(xml.as_bytes()));
+    let packed = packed.await.map_err(|error| SendError::Later(error.to_string()))?;
+    let (mut details, mut letters) = (Vec::new(), Vec::new());
+    for (n, asked) in wanted.into_iter().enumerate() {
+        let shown = shown(&asked);
+        let Some(Destination::Mail { to, most }) =
+            destination::permitted(dns, &due.domain, asked).await?
+        else {
+            details.push(json!({ "to": shown, "state": "refused", "why": "it does not permit reports about this domain" }));
+            continue;
+        };
+        let head = head.to(to.clone(), n);
+        let raw = aggregate::mail(&head, &period, packed.clone());
+        // RFC 9990 §3.5: after compression and encoding.
+        if most.is_some_and(|most| raw.len() as u64 > most) {
+            details.push(json!({ "to": to.to_string(), "state": "refused", "why": "larger than it takes" }));
+            continue;
+        }
+        match gate::prepare_by_server(floor, head.from.clone(), to, &raw, "dmarc_report").await? {
+            Some(letter) => letters.push(letter),
+            None => return Err(SendError::Later("there is no operator's inbox to send from".to_owned())),
+        }
+    }
+    let state = if letters.is_empty() { "unwanted" } else { "sent" };
+    Ok(finish(floor, due.clone(), state, due.total, Value::Array(details), letters).await?)
+}
+
+fn row(record: &str, count: i64) -> Option<Record> {
+    let mut record: Record = serde_json::from_str(record).ok()?;
+    record.row.count = u32::try_from(count).unwrap_or(u32::MAX);
+    Some(record)
+}
+
+pub(super) fn shown(destination: &Destination) -> String {
+    match destination {
+        Destination::Mail { to, .. } => to.to_string(),
+        Destination::Https(url) => super::clip(url),
+    }
+}
+
+/// The last step, in one transaction: the letters are in the queue and the report is done.
+///
+/// Crash argument: before its COMMIT nothing left and the report is due again; after it the queue has every letter.
+/// Where the attempt is another node's by now, nothing of this is kept.
+pub(super) async fn finish(
+    floor: &Arc<Floor>,
+    due: Due,
+    state: &'static str,
+    total: i64,
+    detail: Value,
+    letters: Vec<ServerLetter>,
+) -> Result<&'static str, StoreError> {
+    let job = Arc::new((due, detail, letters));
+    let done: Result<(), Finish> = floor
+        .store
+        .write(move |tx| {
+            let job = job.clone();
+            Box::pin(async move {
+                let (due, detail, letters) = &*job;
+                let mut details = detail.as_array().cloned().unwrap_or_default();
+                for letter in letters {
+                    let to = letter.to().to_string();
+                    details.push(match gate::send_by_server(tx, letter).await? {
+                        ServerSent::Queued(id) => json!({ "to": to, "state": "queued", "message_id": id }),
+                        ServerSent::Suppressed => json!({ "to": to, "state": "refused", "why": "suppressed" }),
+                    });
+                }
+                let done = report_out::finish(tx, due, state, total, &Value::Array(details)).await?;
+                if done { Ok(()) } else { Err(Finish::Lost) }
+            })
+        })
+        .await;
+    match done {
+        Ok(()) => Ok(state),
+        Err(Finish::Lost) => Ok("left to another node"),
+        Err(Finish::Store(error)) => Err(error),
+    }
+}
+
+enum Finish {
+    Store(StoreError),
+    /// Another node has it: undo.
+    Lost,
+}
+
+impl From<StoreError> for Finish {
+    fn from(error: StoreError) -> Finish {
+        Finish::Store(error)
+    }
+}
+
+/// The day that a report is about, in seconds since 1970, and whose.
+pub(super) struct Period {
+    pub domain: String,
+    pub begin: u64,
+    pub end: u64,
+}
+
+impl Period {
+    pub(super) fn new(due: &Due) -> Period {
+        let begin = u64::try_from(due.day * DAY / 1000).unwrap_or(0);
+        Period { domain: due.domain.clone(), begin, end: begin + 86_399 }
+    }
+}
+
+/// What every report of ours begins with.
+#[derive(Clone)]
+pub(super) struct Letterhead {
+    pub from: Address,
+    pub to: Address,
+    /// The domain that sends and signs.
+    pub submitter: String,
+    pub organization: String,
+    pub contact: String,
+    /// The same whenever the same report is made again.
+    pub report_id: String,
+    message_id: String,
+    date: Millis,
+}
+
+impl Letterhead {
+    pub(super) fn new(floor: &Floor, due: &Due) -> Letterhead {
+        let config = &floor.config;
+        let submitter = config.domains.first().cloned().unwrap_or_else(|| config.hostname.clone());
+        let local = if due.kind == ReportKind::Tls.text() { TLS_ADDRESS } else { DMARC_ADDRESS };
+        let from = format!("{local}@{submitter}").parse().unwrap_or_else(|_| Address::nobody());
+        let name = Sha256::digest(format!("{} {} {}", due.kind, due.day, due.domain));
+        let name = crate::ids::base32(name.get(..10).unwrap_or_default()).to_lowercase();
+        let report_id = format!("{}.{name}@{submitter}", due.day);
+        let reports = &config.reports;
+        Letterhead {
+            to: from.clone(),
+            organization: reports.organization.clone().unwrap_or_else(|| submitter.clone()),
+            contact: reports.contact.clone().unwrap_or_else(|| format!("postmaster@{submitter}")),
+            message_id: report_id.clone(),
+            date: floor.clock.now(),
+            from,
+            submitter,
+            report_id,
+        }
+    }
+
+    /// For the n-th destination: a Message-ID each.
+    pub(super) fn to(&self, to: Address, n: usize) -> Letterhead {
+        let message_id = match n {
+            0 => self.report_id.clone(),
+            n => format!("{n}.{}", self.report_id),
+        };
+        Letterhead { to, message_id, ..self.clone() }
+    }
+
+    pub(super) fn explanation(&self, what: &str, period: &Period) -> String {
+        let day = crate::clock::rfc3339(i64::try_from(period.begin).unwrap_or(0) * 1000);
+        format!(
+            "This is a {what}\nabout {}, for the day that began at {day},\nby {}. Contact: {}\n",
+            period.domain, self.organization, self.contact
+        )
+    }
+
+    /// RFC 9990 §3.5.2, RFC 8460 §5.3: both have the same subject.
+    pub(super) fn composition(&self, period: &Period) -> Composition {
+        Composition {
+            from: (None, self.from.clone()),
+            to: vec![(None, self.to.clone())],
+            cc: vec![],
+            reply_to: vec![],
+            subject: format!(
+                "Report Domain: {} Submitter: {} Report-ID: <{}>",
+                period.domain, self.submitter, self.report_id
+            ),
+            text: None,
+            html: None,
+            attachments: vec![],
+            headers: vec![],
+            message_id: self.message_id.clone(),
+            date: self.date,
+            in_reply_to: None,
+            references: vec![],
+            // RFC 3834 §2: nobody answers it.
+            auto_submitted: Some(AutoSubmitted::Generated),
+        }
+    }
+}
+
+pub(super) fn gzip(octets: &[u8]) -> Vec<u8> {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    // Into memory: there is nothing that could fail.
+    let _ = packed.write_all(octets);
+    packed.finish().unwrap_or_default()
+}
