@@ -30,6 +30,7 @@ mod outcomes;
 mod policy;
 mod reading;
 mod remotes;
+mod reporting;
 mod reports;
 mod road;
 mod sdk;
