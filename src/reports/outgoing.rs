@@ -127,7 +127,8 @@ async fn later(floor: &Arc<Floor>, due: Due, why: &str) -> Result<(), StoreError
     tracing::info!(kind = due.kind, domain = due.domain, why, "a report waits");
     let detail = json!([{ "why": super::clip(why) }]);
     if due.attempts >= REPORT_ATTEMPTS {
-        return finish(floor, due, "failed", 0, detail, Vec::new()).await.map(drop);
+        let total = due.total;
+        return finish(floor, due, "failed", total, detail, Vec::new()).await.map(drop);
     }
     let due = Arc::new((due, detail));
     floor

@@ -30,7 +30,9 @@ pub struct Counted {
 pub async fn count(tx: &mut Tx, counted: &Counted) -> Result<(), StoreError> {
     let Counted { day, domain, .. } = counted;
     let key = [(*day).into(), domain.into()];
-    let sql = "SELECT coalesce(sum(row_count), 0), count(*) FROM report_out WHERE day = $1 AND kind = 'dmarc'";
+    // PostgreSQL sums to a decimal.
+    let sql = "SELECT CAST(coalesce(sum(row_count), 0) AS BIGINT), count(*) FROM report_out
+               WHERE day = $1 AND kind = 'dmarc'";
     let (all, domains): (i64, i64) = match tx.row(sql, &[(*day).into()]).await? {
         Some(row) => (row.get(0)?, row.get(1)?),
         None => (0, 0),
