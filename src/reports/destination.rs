@@ -123,7 +123,8 @@ pub(super) async fn permitted(
         return Ok(Some(destination));
     };
     // §4, step 9: the overriding address must be at the same host, or nothing is sent to either.
-    let same_host = |found: &Destination| matches!(found, Destination::Mail { to, .. } if to.domain() == host);
+    let same_host =
+        |found: &Destination| matches!(found, Destination::Mail { to, .. } if to.domain() == host);
     Ok(parse(instead).into_iter().next().filter(same_host))
 }
 
@@ -135,7 +136,9 @@ mod tests {
     fn what_rua_may_hold() {
         let mail = |to: &str, most| Destination::Mail { to: to.parse().unwrap(), most };
         assert_eq!(
-            parse("mailto:a@b.example!10m, MAILTO:c%21d@b.example?subject=x ,ftp://x, mailto:nobody,mailto:e@f.example!9z"),
+            parse(
+                "mailto:a@b.example!10m, MAILTO:c%21d@b.example?subject=x ,ftp://x, mailto:nobody,mailto:e@f.example!9z"
+            ),
             [mail("a@b.example", Some(10 * 1024 * 1024)), mail("c!d@b.example", None)]
         );
         assert_eq!(parse("https://b.example/r"), [Destination::Https("https://b.example/r".to_owned())]);

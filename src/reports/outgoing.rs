@@ -184,8 +184,7 @@ async fn send_dmarc(floor: &Arc<Floor>, due: &Due) -> Result<&'static str, SendE
     let (mut details, mut letters) = (Vec::new(), Vec::new());
     for (n, asked) in wanted.into_iter().enumerate() {
         let shown = shown(&asked);
-        let Some(Destination::Mail { to, most }) =
-            destination::permitted(dns, &due.domain, asked).await?
+        let Some(Destination::Mail { to, most }) = destination::permitted(dns, &due.domain, asked).await?
         else {
             details.push(json!({ "to": shown, "state": "refused", "why": "it does not permit reports about this domain" }));
             continue;
@@ -243,7 +242,9 @@ pub(super) async fn finish(
                     let to = letter.to().to_string();
                     details.push(match gate::send_by_server(tx, letter).await? {
                         ServerSent::Queued(id) => json!({ "to": to, "state": "queued", "message_id": id }),
-                        ServerSent::Suppressed => json!({ "to": to, "state": "refused", "why": "suppressed" }),
+                        ServerSent::Suppressed => {
+                            json!({ "to": to, "state": "refused", "why": "suppressed" })
+                        }
                     });
                 }
                 let done = report_out::finish(tx, due, state, total, &Value::Array(details)).await?;

@@ -56,7 +56,9 @@ pub(super) type Taken = (i64, String, Vec<(Record, u32)>, u32);
 impl Tally {
     /// Counts a message that was answered for. Nothing where its author's domain asks for no reports.
     pub fn count(&self, now: Millis, ip: IpAddr, envelope_from: &str, verdict: &Verdict, done: Disposition) {
-        let (true, Some(domain)) = (verdict.dmarc.reports_wanted, &verdict.dmarc.policy_domain) else { return };
+        let (true, Some(domain)) = (verdict.dmarc.reports_wanted, &verdict.dmarc.policy_domain) else {
+            return;
+        };
         let record = record(ip, envelope_from, verdict, done);
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let counts = &mut *counts;
@@ -251,7 +253,9 @@ mod tests {
     /// Two servers reported to each other about each other's reports, every day one more.
     #[test]
     fn dmarc_report_loop() {
-        assert!(is_report_itself(b"From: a@b\r\nSubject: Report Domain: x.example Submitter: y\r\n\r\nSubject"));
+        assert!(is_report_itself(
+            b"From: a@b\r\nSubject: Report Domain: x.example Submitter: y\r\n\r\nSubject"
+        ));
         assert!(is_report_itself(b"TLS-Required: No\r\nTLS-Report-Domain: x.example\r\n\r\n"));
         assert!(!is_report_itself(b"Subject: hello\r\n\r\nSubject: Report Domain: x"));
     }

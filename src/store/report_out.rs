@@ -72,14 +72,7 @@ pub async fn count(tx: &mut Tx, counted: &Counted) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE report_out SET row_count = $3, total = total + $4, left_out = left_out + $5, updated_at = $6
          WHERE day = $1 AND kind = 'dmarc' AND domain = $2",
-        &[
-            (*day).into(),
-            domain.into(),
-            rows.into(),
-            total.into(),
-            left_out.into(),
-            tx.now().into(),
-        ],
+        &[(*day).into(), domain.into(), rows.into(), total.into(), left_out.into(), tx.now().into()],
     )
     .await?;
     Ok(())
@@ -151,7 +144,13 @@ pub async fn rows(tx: &mut Tx, day: i64, domain: &str) -> Result<Vec<(String, i6
 
 /// It is over: `sent`, `unwanted` or `failed`, and its counts are gone. `false` where the attempt is another's by
 /// now: then the caller must undo what it did in this transaction.
-pub async fn finish(tx: &mut Tx, due: &Due, state: &str, total: i64, detail: &Json) -> Result<bool, StoreError> {
+pub async fn finish(
+    tx: &mut Tx,
+    due: &Due,
+    state: &str,
+    total: i64,
+    detail: &Json,
+) -> Result<bool, StoreError> {
     let done = tx
         .execute(
             "UPDATE report_out SET state = $5, detail = $6, total = $7, updated_at = $8
@@ -222,8 +221,7 @@ pub async fn page(tx: &mut Tx, domain: Option<&str>, page: &Page) -> Result<Vec<
     let sql = "SELECT kind, day, domain, state, due_at, attempts, total, left_out, detail, updated_at FROM report_out
          WHERE (day < $1 OR (day = $1 AND (kind > $2 OR (kind = $2 AND domain > $3)))) AND ($4 = '' OR domain = $4)
          ORDER BY day DESC, kind, domain LIMIT $5";
-    let asked =
-        [start.at.into(), kind.into(), name.into(), domain.unwrap_or("").into(), page.fetch().into()];
+    let asked = [start.at.into(), kind.into(), name.into(), domain.unwrap_or("").into(), page.fetch().into()];
     tx.rows(sql, &asked).await?.iter().map(from_row).collect()
 }
 

@@ -11,7 +11,8 @@ use crate::world::postgres::Database;
 use crate::world::server::{ADMIN_KEY, Setup, TestServer};
 use crate::world::sink::{Sink, Taken};
 
-const CONFIG: &str = "[reports]\ndmarc = true\norganization = \"Agents & Co\"\ncontact = \"ops@agents.example\"\n";
+const CONFIG: &str =
+    "[reports]\ndmarc = true\norganization = \"Agents & Co\"\ncontact = \"ops@agents.example\"\n";
 const WORK: &str = "/v1/work-items?inbox_id=postmaster%40agents.example";
 
 fn mail(from: &str, n: u32) -> Vec<u8> {
@@ -21,9 +22,10 @@ fn mail(from: &str, n: u32) -> Vec<u8> {
 
 /// As if a day had passed: what was counted today was counted yesterday, and its reports are due.
 fn next_day(server: &TestServer, database: &Database) {
-    for statement in
-        ["UPDATE dmarc_tally SET day = day - 1", "UPDATE report_out SET day = day - 1, due_at = 0 WHERE state = 'due'"]
-    {
+    for statement in [
+        "UPDATE dmarc_tally SET day = day - 1",
+        "UPDATE report_out SET day = day - 1, due_at = 0 WHERE state = 'due'",
+    ] {
         match database {
             Database::Sqlite => {
                 let file = server.config_file().parent().unwrap().join("data/gatepost.db");
@@ -99,7 +101,8 @@ async fn a_day(setup: Setup, database: &Database) {
     let _second = match database {
         Database::Sqlite => None,
         Database::Postgres(..) => {
-            let second = TestServer::new().on(database).beside(&server).dns(&dns).relay_port(port).config(CONFIG);
+            let second =
+                TestServer::new().on(database).beside(&server).dns(&dns).relay_port(port).config(CONFIG);
             Some(second.start().await)
         }
     };
@@ -147,7 +150,11 @@ async fn a_day(setup: Setup, database: &Database) {
     assert_eq!(read["subject"], subject);
     let signed = letters[0].header("DKIM-Signature").unwrap_or_default();
     assert!(signed.contains("d=agents.example"), "{signed}");
-    assert!(letters[0].from.starts_with("b-") && letters[0].from.ends_with("@agents.example"), "{}", letters[0].from);
+    assert!(
+        letters[0].from.starts_with("b-") && letters[0].from.ends_with("@agents.example"),
+        "{}",
+        letters[0].from
+    );
     // And by the parser that reads what others send to us.
     let structure = gatepost::screen::structure(&letters[0].message);
     let own = gatepost::reports::read(&letters[0].message, &structure).unwrap();
@@ -180,7 +187,8 @@ async fn dmarc_report_loop() {
         sink.zone("sender.example")
     ))
     .await;
-    let server = TestServer::new().inbox("ada").dns(&dns).relay_port(sink.address.port()).config(CONFIG).start().await;
+    let server =
+        TestServer::new().inbox("ada").dns(&dns).relay_port(sink.address.port()).config(CONFIG).start().await;
     server.receive("a@sender.example", "ada@agents.example", &mail("a@sender.example", 1)).await;
     assert!(server.stop().await.success());
     next_day(&server, &Database::Sqlite);

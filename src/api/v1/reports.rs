@@ -173,9 +173,9 @@ async fn sent(
     let not_a_domain = |_| Problem::field(&["query", "domain"], "is not a domain");
     let domain = domain.map(|domain| normalize_domain(&domain)).transpose().map_err(not_a_domain)?;
     let asked = page.clone();
-    let found = floor.store.read(move |tx| {
-        Box::pin(async move { report_out::page(tx, domain.as_deref(), &asked).await })
-    });
+    let found = floor
+        .store
+        .read(move |tx| Box::pin(async move { report_out::page(tx, domain.as_deref(), &asked).await }));
     let mut found: Vec<SentReport> = found.await.map_err(|e: StoreError| Problem::from(e))?;
     let next_page_token = paging::cut(&page, Listing::SentReports, &mut found, SentReport::place);
     let reports: Vec<SentReportView> = found.into_iter().map(sent_view).collect();
