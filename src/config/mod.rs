@@ -142,8 +142,6 @@ pub struct Verify {
 pub struct Reports {
     /// Aggregate reports about mail in their name, RFC 9990.
     pub dmarc: bool,
-    /// How deliveries to them were encrypted, RFC 8460.
-    pub tls: bool,
     /// What we call ourselves in them; `None`: the first of our domains.
     pub organization: Option<String>,
     /// Whom to ask about them; `None`: postmaster at that domain.
@@ -308,6 +306,7 @@ impl Config {
                 organization: s.take("reports.organization", organization, || None),
                 contact: s.take("reports.contact", values::address, || None),
             },
+            reports: take_reports(s),
             tls: TlsConfig { files: take_tls(s) },
             log: Log {
                 level: s.take("log.level", log_level, || "info".to_owned()),
@@ -426,6 +425,17 @@ fn check_listeners(config: &Config, s: &mut Settings) {
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let everywhere = |ip: IpAddr| ip.is_unspecified();
     a.port() == b.port() && (a.ip() == b.ip() || everywhere(a.ip()) || everywhere(b.ip()))
+}
+
+fn take_reports(s: &mut Settings) -> Reports {
+    if s.take("reports.tls", values::boolean, || false) {
+        s.problem("reports.tls", "is not built yet: only DMARC reports are sent");
+    }
+    Reports {
+        dmarc: s.take("reports.dmarc", values::boolean, || false),
+        organization: s.take("reports.organization", organization, || None),
+        contact: s.take("reports.contact", values::address, || None),
+    }
 }
 
 /// A name in reports that strangers read: one short line; empty is none.

@@ -7,7 +7,7 @@ use mail_auth::report::{
 
 use super::destination::value;
 use super::outgoing::{Letterhead, Period};
-use crate::deliver::compose::{self, AutoSubmitted, Composition, OutgoingAttachment};
+use crate::deliver::compose::{self, Composition, OutgoingAttachment};
 
 /// The XML of a report.
 pub(super) fn xml(
@@ -71,6 +71,5 @@ pub(super) fn mail(head: &Letterhead, period: &Period, packed: Vec<u8>) -> Vec<u
         }],
         ..head.composition(period)
     };
-    debug_assert_eq!(composition.auto_submitted, Some(AutoSubmitted::Generated));
     compose::compose(&composition)
 }

@@ -14,7 +14,6 @@ mod dmarc;
 mod outgoing;
 mod tally;
 mod tls;
-mod tls_out;
 mod unpack;
 
 use std::fmt::Debug;

@@ -3,7 +3,7 @@
 //!
 //! A worker on every node writes the counts down and takes what is due, one report at a time. It is made and put into
 //! the queue in one transaction with the note that it was sent, so a crash at any point sends it once; what cannot be
-//! found out yet is tried again for a day. RFC 9990 §3.5, RFC 8460 §4.1 and §5.
+//! found out yet is tried again for a day. RFC 9990 §3.5.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::destination::{self, Destination};
-use super::{DMARC_ADDRESS, ReportKind, TLS_ADDRESS, aggregate};
+use super::{DMARC_ADDRESS, aggregate};
 use crate::address::Address;
 use crate::clock::{DAY, HOUR, Millis};
 use crate::config::limits::{REPORT_ATTEMPTS, REPORT_LEASE, REPORT_RETRY};
@@ -96,7 +96,7 @@ async fn send_due(floor: &Arc<Floor>, shutdown: &CancellationToken) -> Result<()
         let Some(due) = due else { break };
         let (kind, domain) = (due.kind.clone(), due.domain.clone());
         // Whatever happens, the claim ends by itself, and the attempt is counted.
-        let outcome = tokio::time::timeout(REPORT_LEASE / 2, send(floor, &due)).await;
+        let outcome = tokio::time::timeout(REPORT_LEASE / 2, send_dmarc(floor, &due)).await;
         match outcome {
             Ok(Ok(state)) => tracing::info!(kind, domain, day = due.day, state, "a report"),
             Ok(Err(SendError::Store(error))) => return Err(error),
@@ -141,14 +141,6 @@ async fn later(floor: &Arc<Floor>, due: Due, why: &str) -> Result<(), StoreError
             })
         })
         .await
-}
-
-async fn send(floor: &Arc<Floor>, due: &Due) -> Result<&'static str, SendError> {
-    if due.kind == ReportKind::Dmarc.text() {
-        send_dmarc(floor, due).await
-    } else {
-        super::tls_out::send(floor, due).await
-    }
 }
 
 async fn send_dmarc(floor: &Arc<Floor>, due: &Due) -> Result<&'static str, SendError> {
@@ -304,8 +296,7 @@ impl Letterhead {
     pub(super) fn new(floor: &Floor, due: &Due) -> Letterhead {
         let config = &floor.config;
         let submitter = config.domains.first().cloned().unwrap_or_else(|| config.hostname.clone());
-        let local = if due.kind == ReportKind::Tls.text() { TLS_ADDRESS } else { DMARC_ADDRESS };
-        let from = format!("{local}@{submitter}").parse().unwrap_or_else(|_| Address::nobody());
+        let from = format!("{DMARC_ADDRESS}@{submitter}").parse().unwrap_or_else(|_| Address::nobody());
         let name = Sha256::digest(format!("{} {} {}", due.kind, due.day, due.domain));
         let name = crate::ids::base32(name.get(..10).unwrap_or_default()).to_lowercase();
         let report_id = format!("{}.{name}@{submitter}", due.day);
