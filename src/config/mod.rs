@@ -300,12 +300,6 @@ impl Config {
             },
             relay: relay::take(s),
             trust: trust::take(s),
-            reports: Reports {
-                dmarc: s.take("reports.dmarc", values::boolean, || false),
-                tls: s.take("reports.tls", values::boolean, || false),
-                organization: s.take("reports.organization", organization, || None),
-                contact: s.take("reports.contact", values::address, || None),
-            },
             reports: take_reports(s),
             tls: TlsConfig { files: take_tls(s) },
             log: Log {
