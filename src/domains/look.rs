@@ -399,7 +399,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_zone_decides_not_how_much_is_kept_of_it() {
-        let long = format!("v=spf1 {}-all", "ip4:192.0.2.9 ".repeat(1_000));
+        let long = format!("v=spf1 {}-all", "ip4:192.0.2.9 ".repeat(70));
+        // As much as the test's zone can answer over UDP.
         let strings: Vec<&str> =
             long.as_bytes().chunks(250).map(|c| std::str::from_utf8(c).unwrap()).collect();
         let words =
