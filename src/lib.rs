@@ -55,8 +55,8 @@
 //!    way to send.
 //! 2. `gate::send` composes the message (`deliver::compose::compose`, whose header type cannot hold a line
 //!    break) and, in one transaction under the inbox's lock: the answer it gave before under this
-//!    Idempotency-Key; the fence (`gate::check_work`); `gate::decide` with lists, suppression, pause and
-//!    limits, giving a `Decision` with its reasons.
+//!    Idempotency-Key; the fence (`gate::check_work`); `gate::decide` with stops, loops, lists, suppression, pause
+//!    and limits, giving a `Decision` with its reasons.
 //! 3. Released, in the same transaction: message, thread, one delivery row for each recipient
 //!    (`gate::release::enqueue`), the limit's running sum, event and audit row. The 2xx is said after it.
 //! 4. `queue::run` claims what is due and writes that it tries before it dials. A local recipient takes the road in

@@ -205,6 +205,8 @@ impl Server {
         let (floor, shutdown) = self.for_task();
         self.spawn("work sweeper", crate::work::sweep(floor, shutdown));
         let (floor, shutdown) = self.for_task();
+        self.spawn("rates", crate::gate::watch(floor, shutdown));
+        let (floor, shutdown) = self.for_task();
         self.spawn("queue", crate::queue::run(floor, shutdown));
         let (floor, shutdown) = self.for_task();
         let (store, bodies, clock) = (floor.store.clone(), floor.bodies.clone(), floor.clock.clone());

@@ -1,8 +1,8 @@
 //! The commands, one file each. They parse arguments, call the rooms, and put the outcome in words.
 //!
 //! `dev` and `serve` run the server; `init`, `check`, `dns` and `key create --config` prepare one;
-//! `inbox`, `domain`, `key`, `held`, `queue`, `work`, `suppression` and `report` talk to a running one over HTTP
-//! (`GATEPOST_URL`, `GATEPOST_KEY`).
+//! `inbox`, `domain`, `key`, `held`, `queue`, `work`, `suppression`, `stop` and `report` talk to a running one over
+//! HTTP (`GATEPOST_URL`, `GATEPOST_KEY`).
 //!
 //! This is the top: errors of every kind become one sentence on stderr and an exit code. 78 (EX_CONFIG of
 //! sysexits.h) is a configuration that cannot work, which no restart will mend.
@@ -19,6 +19,7 @@ mod key;
 mod queue;
 mod report;
 mod serve;
+mod stop;
 mod suppression;
 mod work;
 
@@ -60,6 +61,8 @@ enum Command {
     Queue(queue::Queue),
     /// See, claim and finish work items
     Work(work::Work),
+    /// The kill switch: stop what an inbox, a pod, a domain or anybody sends, and let it go again
+    Stop(stop::Stop),
     /// See, add and remove addresses that must not be written to
     Suppression(suppression::Suppression),
     /// See what others report about the domains: DMARC and TLS
@@ -82,6 +85,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Work(command) => command.run().await,
         Command::Suppression(command) => command.run().await,
         Command::Report(command) => command.run().await,
+        Command::Stop(command) => command.run().await,
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! Never here: anything that opens a file, a socket or a database. A `Config` is what the operator said.
 
+mod budgets;
 mod guard;
 pub mod limits;
 mod receive;
@@ -20,6 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use budgets::{Budgets, Loops};
 pub use guard::{FreeDisk, Guard, SmtpLimits};
 pub use receive::{DmarcHandling, ListsMatch, Receive, Spoofed, Unauthenticated};
 pub use relay::{Family, Relay, RouteRule, SiteLimits, SiteRule, Source};
@@ -53,6 +55,8 @@ pub struct Config {
     /// `[relay]` too: what other domains promise about TLS.
     pub trust: Trust,
     pub reports: Reports,
+    pub budgets: Budgets,
+    pub loops: Loops,
     pub tls: TlsConfig,
     pub log: Log,
 }
@@ -301,6 +305,8 @@ impl Config {
             relay: relay::take(s),
             trust: trust::take(s),
             reports: take_reports(s),
+            budgets: budgets::take_budgets(s),
+            loops: budgets::take_loops(s),
             tls: TlsConfig { files: take_tls(s) },
             log: Log {
                 level: s.take("log.level", log_level, || "info".to_owned()),

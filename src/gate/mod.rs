@@ -13,8 +13,13 @@ mod bulk;
 mod by_server;
 mod decision;
 mod limits;
+mod loops;
+mod outcomes;
+mod recheck;
 mod release;
 mod request;
+mod stops;
+mod watch;
 
 use std::sync::Arc;
 
@@ -39,6 +44,10 @@ use crate::work::{self, WorkError};
 pub use by_server::{ServerLetter, ServerSent, prepare_by_server, send_by_server};
 pub use decision::{Decision, Reason};
 pub use limits::{Usage, usage};
+pub use outcomes::{Ended, note_outcome, note_outcomes};
+pub use recheck::{HELD_BY_PAUSE, Recheck, recheck};
+pub use stops::{StopError, Stopped, lift, stop};
+pub use watch::watch;
 
 pub use request::{Idempotency, MAX_RECIPIENTS, SendKind, SendRequest, WorkRef};
 
@@ -230,10 +239,11 @@ async fn pass(tx: &mut Tx, job: &Job) -> Result<Outcome, SendError> {
         None => None,
     };
     let item = check_work(tx, job, thread.as_ref()).await?;
-    let (decision, reservation) = decide(tx, job, &inbox).await?;
+    let (decision, reservation) = decide(tx, job, &inbox, thread.as_ref()).await?;
     if let Decision::Blocked { reasons } | Decision::Review { reasons } = &decision {
         if !job.request.dry_run {
             note_refusal(tx, job, reasons).await?;
+            tell_human(tx, job, thread.as_ref(), reasons).await?;
         }
         return Ok(Outcome::Refused(decision));
     }
@@ -297,9 +307,15 @@ async fn check_work(tx: &mut Tx, job: &Job, thread: Option<&Thread>) -> Result<O
 }
 
 /// Every rule, so that a refusal names all that is in the way.
-async fn decide(tx: &mut Tx, job: &Job, inbox: &Inbox) -> Result<(Decision, Reservation), SendError> {
+async fn decide(
+    tx: &mut Tx,
+    job: &Job,
+    inbox: &Inbox,
+    thread: Option<&Thread>,
+) -> Result<(Decision, Reservation), SendError> {
     let recipients = &job.prepared.recipients;
-    let mut reasons = Vec::new();
+    let mut reasons = stops::reasons(tx, job.inbox, &inbox.domain).await?;
+    reasons.extend(loops::reasons(tx, job, thread).await?);
     // A domain that was lost may be somebody else's by now: nothing leaves in its name.
     if !job.floor.domains.find(&inbox.domain).is_some_and(|ours| ours.serves(inbox.key.pod)) {
         let say = format!("{} is not a verified domain of this server (any more).", inbox.domain);
@@ -329,7 +345,16 @@ async fn decide(tx: &mut Tx, job: &Job, inbox: &Inbox) -> Result<(Decision, Rese
         );
         reasons.push(Reason::new("suppressed", say, fix).with([found.address, found.reason]));
     }
-    let (reservation, over) = limits::reserve(tx, job.inbox, inbox.limits, recipients.len() as i64).await?;
+    let budgets = &job.floor.config.budgets;
+    let (limits, slowed) = watch::effective(tx, budgets, job.inbox, &inbox.domain, inbox.limits).await?;
+    let (reservation, mut over) = limits::reserve(tx, job.inbox, limits, recipients.len() as i64).await?;
+    if slowed {
+        for reason in &mut over {
+            reason
+                .say
+                .push_str(" Limits are halved, since too much of what was sent bounced or was called spam.");
+        }
+    }
     reasons.extend(over);
     Ok((Decision::from_objections(reasons), reservation))
 }
@@ -349,6 +374,20 @@ fn list_reason(address: String, verdict: ListVerdict) -> Option<Reason> {
             Some(Reason::new("send_list_allow", say, fix).with([address]))
         }
     }
+}
+
+/// A conversation that ended because nobody looked at it: now somebody does.
+async fn tell_human(
+    tx: &mut Tx,
+    job: &Job,
+    thread: Option<&Thread>,
+    reasons: &[Reason],
+) -> Result<(), SendError> {
+    let turns = reasons.iter().find(|reason| reason.rule.starts_with("thread_turns"));
+    if let (Some(reason), Some(thread)) = (turns, thread) {
+        work::call_human(tx, job.inbox, thread.thread_key, reason.rule).await?;
+    }
+    Ok(())
 }
 
 /// A refusal is seen by those who watch: the event, and the audit row.

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock::Millis;
 use crate::deliver::outcome::{Fate, Outcome};
 use crate::floor::Floor;
+use crate::gate::{self, Ended};
 use crate::screen::bounce;
 use crate::store::attempt::{self, Attempt};
 use crate::store::delivery::{self, Delivery, Settled};
@@ -62,10 +63,13 @@ pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut notes: mpsc::Rec
                 .write(move |tx| {
                     let (batch, node) = (batch.clone(), node.clone());
                     Box::pin(async move {
+                        let mut ends = Vec::with_capacity(batch.len());
                         for entry in batch.iter() {
-                            write(tx, &node, entry).await?;
+                            if write(tx, &node, entry).await? {
+                                ends.extend(ended(entry));
+                            }
                         }
-                        Ok(())
+                        gate::note_outcomes(tx, &ends).await
                     })
                 })
                 .await;
@@ -89,12 +93,27 @@ pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut notes: mpsc::Rec
     true
 }
 
-async fn write(tx: &mut Tx, node: &str, entry: &Entry) -> Result<(), StoreError> {
+/// What the sender's name has of it. That nobody could be reached until it expired is no refusal.
+fn ended(entry: &Entry) -> Vec<(&Delivery, Ended)> {
+    let mut ends = Vec::new();
+    match (entry.settled.state, entry.outcome.fate) {
+        ("delivered", _) => ends.push((&entry.delivery, Ended::Delivered)),
+        ("failed", Fate::Failed) => ends.push((&entry.delivery, Ended::Bounced)),
+        _ => {}
+    }
+    if entry.complains && entry.outcome.fate == Fate::Delivered {
+        ends.push((&entry.delivery, Ended::Complained));
+    }
+    ends
+}
+
+/// `false` where the result came too late to count.
+async fn write(tx: &mut Tx, node: &str, entry: &Entry) -> Result<bool, StoreError> {
     let Entry { delivery, outcome, settled, complains } = entry;
     if !delivery::settle(tx, node, delivery, settled).await? {
         // Another node took the row over while we were thought dead: its result counts.
         tracing::warn!(delivery.id = delivery.id(), "the result of a delivery came too late");
-        return Ok(());
+        return Ok(false);
     }
     attempt::record(tx, delivery.inbox, delivery.delivery_key, &attempt_of(node, entry, tx.now())).await?;
     let (status, reply) = (settled.status.as_deref(), settled.reply.as_deref());
@@ -120,7 +139,7 @@ async fn write(tx: &mut Tx, node: &str, entry: &Entry) -> Result<(), StoreError>
         outcome::complained(tx, delivery, "abuse", "simulated", Proof::Token).await?;
         outcome::suppress(tx, delivery, "complaint", Some("simulated")).await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The time is counted from the claim, the wait for the destination included.

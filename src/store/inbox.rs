@@ -364,3 +364,25 @@ pub async fn lock(tx: &mut Tx, key: InboxKey) -> Result<Option<Inbox>, StoreErro
     );
     tx.row(sql, &[key.pod.into(), key.inbox.into()]).await?.as_ref().map(from_row).transpose()
 }
+
+/// Those of `keys` that may not send: paused, or gone (`None`).
+pub(crate) async fn not_sending(
+    tx: &mut Tx,
+    keys: &std::collections::BTreeSet<InboxKey>,
+) -> Result<Vec<(InboxKey, Option<InboxStatus>)>, StoreError> {
+    let list = super::message::to_json(&keys.iter().map(|key| key.inbox).collect::<Vec<_>>())?;
+    let sql = tx.either(
+        "SELECT pod_key, inbox_key, deleted_at IS NOT NULL FROM inbox
+         WHERE inbox_key IN (SELECT value FROM json_each($1)) AND (status = 'paused' OR deleted_at IS NOT NULL)
+         LIMIT 10000",
+        "SELECT pod_key, inbox_key, (deleted_at IS NOT NULL)::int::bigint FROM inbox
+         WHERE inbox_key = ANY (ARRAY(SELECT json_array_elements_text($1::json)::bigint))
+           AND (status = 'paused' OR deleted_at IS NOT NULL) LIMIT 10000",
+    );
+    let rows = tx.rows(sql, &[list.into()]).await?;
+    let found = |row: &Row| {
+        let key = InboxKey { pod: row.get(0)?, inbox: row.get(1)? };
+        Ok((key, (!row.get::<bool>(2)?).then_some(InboxStatus::Paused)))
+    };
+    rows.iter().map(found).collect()
+}

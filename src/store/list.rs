@@ -257,6 +257,28 @@ fn domains_above(domain: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(domain), |d| d.split_once('.').map(|(_, rest)| rest))
 }
 
+/// Every entry that blocks sending to one of the addresses, at any scope: for the mail of many inboxes at once.
+pub(crate) async fn send_blocks(tx: &mut Tx, addresses: &[Address]) -> Result<Vec<ListEntry>, StoreError> {
+    let mut names = std::collections::BTreeSet::new();
+    for address in addresses {
+        names.insert(address.key());
+        names.extend(domains_above(address.domain()).map(str::to_owned));
+    }
+    let sql = tx.either(
+        "SELECT pod_key, inbox_key, direction, list_type, entry, entry_type, reason, created_at FROM list_entry
+         WHERE entry IN (SELECT value FROM json_each($1)) AND direction = 'send' AND list_type = 'block' LIMIT 10000",
+        "SELECT pod_key, inbox_key, direction, list_type, entry, entry_type, reason, created_at FROM list_entry
+         WHERE entry = ANY (ARRAY(SELECT json_array_elements_text($1::json))) AND direction = 'send'
+           AND list_type = 'block' LIMIT 10000",
+    );
+    tx.rows(sql, &[to_json(&names)?.into()]).await?.iter().map(from_row).collect()
+}
+
+/// Whether entries of a scope hold for an inbox.
+pub(crate) fn reaches(scope: InboxKey, inbox: InboxKey) -> bool {
+    scope == ORGANIZATION || scope == pod(inbox.pod) || scope == inbox
+}
+
 /// What the entries that `about` found mean for one of the addresses that it was asked about.
 pub fn judge(found: &[ListEntry], address: &Address) -> ListVerdict {
     let key = address.key();

@@ -35,6 +35,11 @@ const MIGRATIONS: &[Migration] = &[
         postgres: include_str!("../../migrations/postgres/0004_trust.sql"),
     },
     Migration {
+        version: 5,
+        sqlite: include_str!("../../migrations/sqlite/0005_budgets.sql"),
+        postgres: include_str!("../../migrations/postgres/0005_budgets.sql"),
+    },
+    Migration {
         version: 6,
         sqlite: include_str!("../../migrations/sqlite/0006_outcomes.sql"),
         postgres: include_str!("../../migrations/postgres/0006_outcomes.sql"),

@@ -480,3 +480,35 @@ pub(crate) async fn forget_name(tx: &mut Tx, inbox: InboxKey, name: &str) -> Res
     .await?;
     Ok(())
 }
+
+/// One message of a conversation, as far as loops are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Turn {
+    pub at: Millis,
+    /// The inbox sent it.
+    pub ours: bool,
+    /// From outside, by a person as far as it says, and handed out.
+    pub by_person: bool,
+}
+
+/// The messages of a thread since then, newest first; at most 500, which is more than any budget.
+pub(crate) async fn turns(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    thread_key: i64,
+    since: Millis,
+) -> Result<Vec<Turn>, StoreError> {
+    let rows = tx
+        .rows(
+            "SELECT created_at, CASE WHEN direction = 'out' THEN 1 ELSE 0 END,
+                    CASE WHEN direction = 'in' AND coalesce(kind, 'person') = 'person' AND held IS NULL
+                          AND duplicate_of IS NULL AND reverse_path IS NOT NULL
+                          AND coalesce(verdict, '') NOT LIKE '%\"source\":\"local\"%' THEN 1 ELSE 0 END
+             FROM message WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND created_at > $4
+             ORDER BY message_key DESC LIMIT 500",
+            &[inbox.pod.into(), inbox.inbox.into(), thread_key.into(), since.into()],
+        )
+        .await?;
+    let turn = |row: &Row| Ok(Turn { at: row.get(0)?, ours: row.get(1)?, by_person: row.get(2)? });
+    rows.iter().map(turn).collect()
+}

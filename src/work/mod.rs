@@ -24,7 +24,7 @@ use crate::store::{StoreError, Tx};
 pub use claim::{ClaimRequest, Claimed, MAX_CLAIM, claim, unclaim};
 
 pub use raise::resume;
-pub(crate) use raise::{Arrived, HandedTo, PAUSED, answered, knows, raise, undo_hold};
+pub(crate) use raise::{Arrived, HandedTo, PAUSED, answered, call_human, knows, raise, undo_hold};
 
 /// Lease lengths in seconds, DESIGN.md §6; 12 hours is SQS's cap as well.
 pub const LEASE_SECONDS: std::ops::RangeInclusive<i64> = 5..=43_200;

@@ -155,3 +155,33 @@ pub async fn resume(tx: &mut Tx, inbox: InboxKey) -> Result<(), StoreError> {
     }
     Ok(())
 }
+
+/// A thread needs a human, whoever works on it: its item, or a new one, says so. A lease on it ends. The caller has
+/// locked the inbox, or is about to write nothing else of it.
+pub(crate) async fn call_human(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    thread_key: i64,
+    reason: &'static str,
+) -> Result<(), StoreError> {
+    let Some(thread) = crate::store::thread::by_key(tx, inbox, thread_key).await? else { return Ok(()) };
+    let last = work_item::latest_of_thread(tx, inbox, thread_key).await?;
+    let mut item = match last {
+        Some(item) if item.state == ItemState::NeedsHuman => return Ok(()),
+        Some(item) if item.state != ItemState::Done => item,
+        last => {
+            let Some(reserved) = crate::store::inbox::reserve(tx, inbox, 1).await? else { return Ok(()) };
+            let (item_key, to) = (reserved.first, HandedTo::Human);
+            let new =
+                Arrived { inbox, thread_key: thread.thread_key, item_key, reason, to, new_thread: false };
+            let mut item = open(&new, tx.now());
+            item.parent_key = last.map(|i| i.item_key);
+            return record(tx, &mut item).await;
+        }
+    };
+    item.state = ItemState::NeedsHuman;
+    item.reason = reason.to_owned();
+    item.lease = None;
+    item.waiting_for = None;
+    record(tx, &mut item).await
+}

@@ -13,6 +13,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod abuse;
+mod budgets;
 mod corpora;
 mod crash;
 mod dev;
@@ -25,6 +26,7 @@ mod house;
 mod large;
 mod letters;
 mod limits;
+mod loops;
 mod out;
 mod outcomes;
 mod policy;

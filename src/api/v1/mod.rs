@@ -10,6 +10,7 @@ mod limits;
 mod policy;
 mod queue;
 mod reports;
+mod stops;
 mod suppressions;
 mod wait;
 mod work;
@@ -30,6 +31,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .merge(suppressions::routes())
         .merge(reports::routes())
         .merge(queue::routes())
+        .merge(stops::routes())
         .merge(dev::routes())
         .merge(domains::routes())
 }
