@@ -26,8 +26,8 @@
 //! `reports` reads what others report about our domains, on its way into the operator's inbox; and counts mail to
 //! report about theirs, once a day (`reports::outgoing`, through `gate::by_server::send_by_server`). `domains` says what
 //! the DNS of a domain has to hold and looks whether it does (`domains::verify`); which domains are ours, now, is `ours`.
-//! Dependencies point along the road and down to the floor. One goes back: `deliver → inbox` (local recipients
-//! and bounces). `server` starts it all, `cli` is the way in for people, `api` the way in for programs.
+//! Dependencies point along the road and down to the floor. Two go back: `deliver → inbox` (local recipients
+//! and bounces), and `queue → gate` (asked again right before sending). `server` starts it all, `cli` is the way in for people, `api` the way in for programs.
 //!
 //! # A stranger writes to an agent
 //!

@@ -51,6 +51,8 @@ fn to_a_machine(loops: &Loops, parent: &Message, recipients: &[Address]) -> Opti
     let local = parent.verdict.as_ref().is_some_and(|v| v.source == crate::verify::verdict::Source::Local);
     let (rule, word, what) = match kind {
         Kind::Bounce => ("no_reply_to_bounce", "bounce", "is a bounce"),
+        // Another agent of ours says so of its answers; the turns of the thread are counted.
+        Kind::AutoReply if local => return None,
         Kind::AutoReply => ("no_reply_to_auto", "auto_reply", "is an automatic answer"),
         Kind::List => ("no_reply_to_list", "list", "was sent to a list"),
         _ if parent.reverse_path.is_none() && !local => {

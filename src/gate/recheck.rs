@@ -12,7 +12,7 @@ use crate::store::delivery::Delivery;
 use crate::store::inbox::InboxStatus;
 use crate::store::list::ListVerdict;
 use crate::store::stop::{self, Queued, Stop};
-use crate::store::{StoreError, Tx, inbox, list, suppression};
+use crate::store::{StoreError, Tx, delivery, hold_rule, inbox, list, release, suppression};
 
 /// What becomes of a delivery that was about to be tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub enum Recheck {
 }
 
 /// What holds the mail of an inbox that was paused after its release.
-pub const HELD_BY_PAUSE: &str = "gate:inbox_paused";
+const HELD_BY_PAUSE: &str = "gate:inbox_paused";
 
 /// One answer for each delivery, in their order.
 pub async fn recheck(tx: &mut Tx, deliveries: &[Delivery]) -> Result<Vec<Recheck>, StoreError> {
@@ -85,6 +85,28 @@ pub async fn recheck(tx: &mut Tx, deliveries: &[Delivery]) -> Result<Vec<Recheck
         });
     }
     Ok(answers)
+}
+
+/// Those of the claimed rows that may be tried; the others are held, canceled or put off in this transaction, and
+/// their attempt does not count.
+pub async fn let_go_on(tx: &mut Tx, claimed: Vec<Delivery>) -> Result<Vec<Delivery>, StoreError> {
+    let answers = recheck(tx, &claimed).await?;
+    let mut free = Vec::with_capacity(claimed.len());
+    for (row, answer) in claimed.into_iter().zip(answers) {
+        match answer {
+            Recheck::Go => free.push(row),
+            Recheck::Hold { by, .. } => hold_rule::hold_claimed(tx, &row, &by).await?,
+            Recheck::Wait { until, say } => delivery::put_off(tx, &row, "deferred", &say, Some(until)).await?,
+            Recheck::Cancel { reason } => {
+                delivery::put_off(tx, &row, "canceled", &reason, None).await?;
+                delivery::announce(tx, &row, "delivery.canceled", None, Some(&reason), None).await?;
+                if row.attempts <= 1 {
+                    release::give_back_some(tx, row.inbox, row.message_key, 1).await?;
+                }
+            }
+        }
+    }
+    Ok(free)
 }
 
 fn by_inbox(silent: &HashMap<InboxKey, Option<InboxStatus>>, delivery: &Delivery) -> Option<Recheck> {

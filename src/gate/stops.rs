@@ -55,12 +55,18 @@ pub async fn lift(tx: &mut Tx, found: &Stop, actor: &str) -> Result<bool, StoreE
     if !stop::lift(tx, &found.stop_id, actor).await? {
         return Ok(false);
     }
+    let released = stop::let_go(tx).await?;
     if found.rule != "kill_switch" {
         // An admin looked into it: the rate starts anew, or the next bounce would stop it again.
         rate::forget(tx, &rate_scope(found)).await?;
     }
-    note(tx, actor, "stop.lifted", found, serde_json::json!({})).await?;
+    note(tx, actor, "stop.lifted", found, serde_json::json!({ "released": released })).await?;
     Ok(true)
+}
+
+/// The inbox is active again: what was held because it was not goes on.
+pub async fn resume(tx: &mut Tx) -> Result<(), StoreError> {
+    stop::let_go(tx).await.map(drop)
 }
 
 fn rate_scope(stop: &Stop) -> String {

@@ -18,7 +18,7 @@ use crate::ids::InboxKey;
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, Limits};
 use crate::store::rate::{self, News, Sums};
-use crate::store::stop::{NewStop, Queued, StopScope};
+use crate::store::stop::{self, NewStop, Queued, StopScope};
 use crate::store::{StoreError, Tx};
 use crate::work;
 
@@ -100,8 +100,10 @@ pub async fn watch(floor: Arc<Floor>, shutdown: CancellationToken) {
 
 async fn look(floor: &Arc<Floor>) -> Result<(), StopError> {
     // A read first: nothing is written on a quiet server.
-    let any = floor.store.read(|tx| Box::pin(rate::any_news(tx))).await;
-    let any: bool = any.map_err(|e: StoreError| StopError::from(e))?;
+    let any = floor.store.read(|tx| {
+        Box::pin(async move { Ok(rate::any_news(tx).await? || stop::any_held(tx).await?) })
+    });
+    let any: bool = any.await.map_err(|e: StoreError| StopError::from(e))?;
     if !any {
         return Ok(());
     }
@@ -111,6 +113,7 @@ async fn look(floor: &Arc<Floor>) -> Result<(), StopError> {
         .write(move |tx| {
             let config = config.clone();
             Box::pin(async move {
+                stop::let_go(tx).await?;
                 let mut news = rate::take_news(tx).await?;
                 // Inboxes first, in order, then domains: the order of locks.
                 news.sort_by_key(|n| (n.scope.starts_with("domain:"), n.inbox));

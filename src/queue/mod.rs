@@ -30,6 +30,7 @@ use crate::deliver::dkim::Signers;
 use crate::deliver::letter::{Desk, Letter};
 use crate::deliver::relay::Relay;
 use crate::floor::Floor;
+use crate::gate;
 use crate::ids::{InboxKey, random_token};
 use crate::store::delivery::{self, Delivery, Route, Turn};
 use crate::store::{StoreError, Topic, hold_rule};
@@ -558,7 +559,9 @@ async fn claim(
         .write(move |tx| {
             let (node, busy, turn) = (node.clone(), busy.clone(), turn.clone());
             Box::pin(async move {
-                let claimed = delivery::claim(tx, &node, limit, &busy, &turn).await?;
+                let mut claimed = delivery::claim(tx, &node, limit, &busy, &turn).await?;
+                // DESIGN.md §4 (3): the gate is asked again right before sending.
+                claimed.rows = gate::let_go_on(tx, claimed.rows).await?;
                 let next_due = if claimed.more { None } else { delivery::ahead(tx).await? };
                 Ok(Claimed { claimed, next_due })
             })

@@ -260,6 +260,32 @@ pub async fn settle(
     Ok(changed == 1)
 }
 
+/// The row was claimed and may not leave: `canceled`, or `deferred` until then. The attempt is not counted.
+pub(crate) async fn put_off(
+    tx: &mut Tx,
+    delivery: &Delivery,
+    state: &'static str,
+    words: &str,
+    until: Option<Millis>,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE delivery SET state = $4, last_reply = $5, next_attempt_at = coalesce($6, next_attempt_at),
+                attempts = attempts - 1, node = NULL, attempting_since = NULL, updated_at = $7
+         WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'attempting'",
+        &[
+            delivery.inbox.pod.into(),
+            delivery.inbox.inbox.into(),
+            delivery.delivery_key.into(),
+            state.into(),
+            words.into(),
+            until.into(),
+            tx.now().into(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
 /// The row was claimed and nothing was sent: due as before, or not before a time; the attempt is not counted.
 pub async fn give_back(
     tx: &mut Tx,

@@ -7,6 +7,7 @@
 
 use super::delivery::{self, Delivery, Route};
 use super::event::{self, NewEvent};
+use super::rate::{self, Ended};
 use super::{StoreError, Tx, suppression};
 use crate::address::Address;
 use crate::ids::InboxKey;
@@ -106,6 +107,7 @@ pub(crate) async fn returned(
     )
     .await?;
     bounced(tx, row, &report.class, &report.status, &report.text).await?;
+    rate::note_outcome(tx, row, Ended::BouncedLate).await?;
     if report.what == Told::DeadAddress {
         suppress(tx, row, "bounce", Some(&report.text)).await?;
     }
@@ -126,6 +128,9 @@ async fn complaint(
     // does such a word, come first, take away from one that is proved.
     if proof == Proof::Token {
         news |= suppress(tx, row, "complaint", Some(&report.text)).await?;
+        if news {
+            rate::note_outcome(tx, row, Ended::Complained).await?;
+        }
     }
     Ok(if news { Heard::News } else { Heard::Known })
 }

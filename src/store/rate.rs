@@ -1,13 +1,73 @@
 //! What remotes answered, counted by the hour for each inbox and each sending domain: what the automatic
 //! slow-down and pause go by. Counting is cheap and decides nothing; who weighs the sums is `gate::watch`.
 
+use std::collections::BTreeMap;
+
+use super::delivery::{Delivery, Route};
 use super::{StoreError, Tx};
 use crate::clock::{HOUR, Millis};
 use crate::ids::InboxKey;
 
+/// How a delivery ended, as far as the sender's name is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    Delivered,
+    /// The remote will never take it for this recipient, at the first asking or by a report later.
+    Bounced,
+    /// It had been taken, and came back after all.
+    BouncedLate,
+    /// The recipient calls it spam.
+    Complained,
+}
+
+/// One delivery's end.
+pub async fn note_outcome(tx: &mut Tx, delivery: &Delivery, ended: Ended) -> Result<(), StoreError> {
+    note_outcomes(tx, &[(delivery, ended)]).await
+}
+
+/// Many ends in one transaction: one statement for each inbox and each domain, in one order, so that two nodes
+/// that write at once wait for each other instead of standing in each other's way.
+pub async fn note_outcomes(tx: &mut Tx, ends: &[(&Delivery, Ended)]) -> Result<(), StoreError> {
+    let mut inboxes = BTreeMap::new();
+    let mut domains = BTreeMap::new();
+    // Mail between our own agents says nothing of our name elsewhere, and would only dilute the rate.
+    for (delivery, ended) in ends.iter().filter(|(delivery, _)| delivery.route != Route::Local) {
+        let count = |scope: String| Count {
+            scope,
+            inbox: delivery.inbox,
+            thread_key: delivery.thread_key,
+            delivered: 0,
+            bounced: 0,
+            complained: 0,
+        };
+        let inbox =
+            inboxes.entry(delivery.inbox).or_insert_with(|| count(format!("inbox:{}", delivery.inbox.inbox)));
+        add(inbox, delivery, *ended);
+        let domain = delivery.sender.rsplit_once('@').map_or("", |(_, domain)| domain);
+        let domain = domains.entry(domain).or_insert_with(|| count(format!("domain:{domain}")));
+        add(domain, delivery, *ended);
+    }
+    for count in inboxes.values().chain(domains.values()) {
+        write(tx, count).await?;
+    }
+    Ok(())
+}
+
+fn add(count: &mut Count, delivery: &Delivery, ended: Ended) {
+    match ended {
+        Ended::Delivered => count.delivered += 1,
+        Ended::Bounced => count.bounced += 1,
+        Ended::BouncedLate => (count.delivered, count.bounced) = (count.delivered - 1, count.bounced + 1),
+        Ended::Complained => count.complained += 1,
+    }
+    if ended != Ended::Delivered {
+        (count.inbox, count.thread_key) = (delivery.inbox, delivery.thread_key);
+    }
+}
+
 /// Counts to be added, of one scope.
 #[derive(Debug, Clone)]
-pub(crate) struct Count {
+struct Count {
     /// `inbox:<key>` or `domain:<name>`.
     pub scope: String,
     pub inbox: InboxKey,
@@ -33,7 +93,7 @@ pub(crate) struct News {
     pub thread_key: i64,
 }
 
-pub(crate) async fn add(tx: &mut Tx, count: &Count) -> Result<(), StoreError> {
+async fn write(tx: &mut Tx, count: &Count) -> Result<(), StoreError> {
     let looked = count.bounced == 0 && count.complained == 0;
     tx.execute(
         "INSERT INTO outcome_hour (scope, hour, pod_key, inbox_key, thread_key, delivered, bounced, complained, looked)

@@ -53,6 +53,31 @@ pub(crate) async fn reached(
     row.map(|row| row.get(0)).transpose()
 }
 
+/// Recipients that never left, and of which nobody was dialled, are given back. Where the caller has not locked the
+/// inbox, a release at the same moment may count them still: too much, never too little.
+pub(crate) async fn give_back_some(
+    tx: &mut Tx,
+    inbox: InboxKey,
+    message_key: i64,
+    recipients: i64,
+) -> Result<(), StoreError> {
+    let args = [inbox.pod.into(), inbox.inbox.into(), message_key.into(), recipients.into()];
+    tx.execute(
+        "UPDATE release SET total = total - $4 WHERE pod_key = $1 AND inbox_key = $2 AND (released_at, release_key) >= (
+             SELECT r.released_at, r.release_key FROM release r
+             WHERE r.pod_key = $1 AND r.inbox_key = $2 AND r.release_key = $3)",
+        &args,
+    )
+    .await?;
+    tx.execute(
+        "UPDATE release SET recipients = recipients - $4
+         WHERE pod_key = $1 AND inbox_key = $2 AND release_key = $3",
+        &args,
+    )
+    .await?;
+    Ok(())
+}
+
 pub(crate) async fn add(
     tx: &mut Tx,
     inbox: InboxKey,

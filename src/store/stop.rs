@@ -1,7 +1,7 @@
 //! Stops: nothing of an inbox, a pod, a sending domain or anybody leaves until they are lifted. They are few, so
 //! those in force are read whole. Rows are never deleted: who stopped what, and who lifted it, stays.
 
-use super::{Row, StoreError, Tx};
+use super::{Row, StoreError, Topic, Tx};
 use crate::clock::Millis;
 use crate::ids::{InboxKey, random_token};
 
@@ -258,6 +258,33 @@ pub(crate) async fn give_back(tx: &mut Tx, stop: &Stop) -> Result<(), StoreError
     )
     .await?;
     Ok(())
+}
+
+/// Rows that a stop or a pause held which is over go on: at once, or at their time. A claim that read the stop just
+/// before it was lifted may hold rows after it, so this is asked again and again.
+pub(crate) async fn let_go(tx: &mut Tx) -> Result<u64, StoreError> {
+    let released = tx
+        .execute(
+            "UPDATE delivery SET held_by = NULL, updated_at = $1,
+                    state = CASE WHEN next_attempt_at <= $1 THEN 'due' WHEN attempts > 0 THEN 'deferred'
+                                 ELSE 'scheduled' END
+             WHERE state = 'held' AND held_by LIKE 'gate:%'
+               AND held_by NOT IN (SELECT 'gate:' || stop_id FROM stop WHERE lifted_at IS NULL)
+               AND NOT (held_by = 'gate:inbox_paused' AND EXISTS (
+                   SELECT 1 FROM inbox i WHERE i.inbox_key = delivery.inbox_key AND i.status = 'paused'))",
+            &[tx.now().into()],
+        )
+        .await?;
+    if released > 0 {
+        tx.wake(Topic::Queue);
+    }
+    Ok(released)
+}
+
+/// Whether the gate holds anything.
+pub(crate) async fn any_held(tx: &mut Tx) -> Result<bool, StoreError> {
+    let sql = "SELECT 1 FROM delivery WHERE state = 'held' AND held_by LIKE 'gate:%' LIMIT 1";
+    Ok(tx.row(sql, &[]).await?.is_some())
 }
 
 /// What `delivery.held_by` says of a row that this stop holds.

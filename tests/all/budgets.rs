@@ -72,6 +72,28 @@ async fn kill_switch(setup: Setup) {
     assert_eq!(sink.taken().len(), 1, "what was canceled never leaves");
 }
 
+/// What was planned or deferred waits for the end of the stop, and then goes on by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stop_holds_goes_on_when_it_is_lifted() {
+    let sink = Sink::start().await;
+    let dns = Dns::start(&sink.zone("remote.example")).await;
+    let server = TestServer::new().inbox("ada").dns(&dns).start().await;
+    sink.refuse("slow@remote.example", "451 4.2.1 later");
+    let body = json!({"to": "slow@remote.example", "subject": "Hi", "text": "t"});
+    server.api.post(SEND, body).await.ok();
+    let ask = json!({"scope": "domain", "id": "agents.example", "reason": "We look into it."});
+    let made = server.api.post("/v1/stops", ask).await.ok();
+    eventually("the queue holds it", async || {
+        let held = server.api.get("/v1/queue?state=held").await.ok();
+        held.to_string().contains(made["stop_id"].as_str().unwrap()).then_some(())
+    })
+    .await;
+    sink.accept("slow@remote.example");
+    let path = format!("/v1/stops/{}", made["stop_id"].as_str().unwrap());
+    server.api.ask("DELETE", &path, &[], None).await.unwrap().ok();
+    eventually("it arrives", async || (sink.taken().len() == 1).then_some(())).await;
+}
+
 /// An agent with a bad list: it is stopped before it is through, and a human is told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_inbox_whose_mail_bounces_is_stopped_and_an_admin_lets_it_go() {

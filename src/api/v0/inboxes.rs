@@ -534,6 +534,7 @@ pub(super) async fn update_one(
             inbox::update(tx, &inbox).await?;
             if was == InboxStatus::Paused && inbox.status == InboxStatus::Active {
                 crate::work::resume(tx, key).await?;
+                crate::gate::resume(tx).await?;
             }
             note(tx, &actor, "inbox.updated", &inbox).await?;
             inbox.updated_at = tx.now();
