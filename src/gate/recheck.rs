@@ -96,7 +96,9 @@ pub async fn let_go_on(tx: &mut Tx, claimed: Vec<Delivery>) -> Result<Vec<Delive
         match answer {
             Recheck::Go => free.push(row),
             Recheck::Hold { by, .. } => hold_rule::hold_claimed(tx, &row, &by).await?,
-            Recheck::Wait { until, say } => delivery::put_off(tx, &row, "deferred", &say, Some(until)).await?,
+            Recheck::Wait { until, say } => {
+                delivery::put_off(tx, &row, "deferred", &say, Some(until)).await?
+            }
             Recheck::Cancel { reason } => {
                 delivery::put_off(tx, &row, "canceled", &reason, None).await?;
                 delivery::announce(tx, &row, "delivery.canceled", None, Some(&reason), None).await?;

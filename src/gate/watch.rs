@@ -100,9 +100,9 @@ pub async fn watch(floor: Arc<Floor>, shutdown: CancellationToken) {
 
 async fn look(floor: &Arc<Floor>) -> Result<(), StopError> {
     // A read first: nothing is written on a quiet server.
-    let any = floor.store.read(|tx| {
-        Box::pin(async move { Ok(rate::any_news(tx).await? || stop::any_held(tx).await?) })
-    });
+    let any = floor
+        .store
+        .read(|tx| Box::pin(async move { Ok(rate::any_news(tx).await? || stop::any_held(tx).await?) }));
     let any: bool = any.await.map_err(|e: StoreError| StopError::from(e))?;
     if !any {
         return Ok(());
