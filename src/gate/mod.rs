@@ -40,8 +40,8 @@ use crate::store::work_item::{self, ItemState, WorkItem};
 use crate::store::{StoreError, Tx, idempotency, suppression};
 use crate::work::{self, WorkError};
 
-pub use by_server::{ServerLetter, ServerSent, prepare_by_server, send_by_server};
 pub use crate::store::rate::{Ended, note_outcome, note_outcomes};
+pub use by_server::{ServerLetter, ServerSent, prepare_by_server, send_by_server};
 pub use decision::{Decision, Reason};
 pub use limits::{Usage, usage};
 pub use recheck::{Recheck, let_go_on, recheck};
