@@ -61,7 +61,8 @@
 //!    (`gate::release::enqueue`), the limit's running sum, event and audit row. The 2xx is said after it.
 //! 4. `queue::run` claims what is due and writes that it tries before it dials. A local recipient takes the road in
 //!    (`inbox::deliver_local`), `gatepost dev` captures, everything else goes to `deliver`.
-//! 5. `deliver` finds the hosts (MX, addresses, none of them private), signs (`deliver::dkim`), speaks SMTP over
+//! 5. `deliver` finds the hosts (MX, addresses, none of them private; or a smarthost), waits for leave to go there
+//!    (`deliver::site`: limits for each set of MX hosts), signs (`deliver::dkim`), speaks SMTP over
 //!    TLS where it is offered or demanded (`deliver::trust`: DANE, MTA-STS), and says what came of it for each.
 //! 6. Delivered, deferred (`deliver::schedule::next` says until when) or failed: then `inbox::deliver_bounce`
 //!    puts a message into the thread, and an address that does not exist is suppressed.

@@ -24,7 +24,7 @@ use std::time::Duration;
 pub use budgets::{Budgets, Loops};
 pub use guard::{FreeDisk, Guard, SmtpLimits};
 pub use receive::{DmarcHandling, ListsMatch, Receive, Spoofed, Unauthenticated};
-pub use relay::{Family, Relay, RouteRule, SiteLimits, SiteRule, Source};
+pub use relay::{Choice, Family, Relay, RouteRule, SiteLimits, SiteRule, Source};
 pub use settings::{Origin, Problem};
 pub use trust::{Dane, Trust};
 pub use urls::{DatabaseUrl, Login, Smarthost, StorageUrl};

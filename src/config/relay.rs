@@ -78,6 +78,26 @@ pub struct RouteRule {
     pub smarthost: Option<Smarthost>,
 }
 
+/// The way that an operator chose for one delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// To the MX hosts of its domain.
+    Direct,
+    /// By the smarthost for all mail; where there is none, as the domain's entry says.
+    Smarthost,
+}
+
+impl Choice {
+    /// As it stands in a delivery's row.
+    pub fn parse(text: &str) -> Option<Choice> {
+        match text {
+            "direct" => Some(Choice::Direct),
+            "smarthost" => Some(Choice::Smarthost),
+            _ => None,
+        }
+    }
+}
+
 /// Where mail from these domains is dialled from, and under which name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Source {
@@ -109,7 +129,12 @@ impl Default for Relay {
 
 impl Relay {
     /// The smarthost for mail to a domain, if it takes one.
-    pub fn smarthost_for(&self, domain: &str) -> Option<&Smarthost> {
+    pub fn smarthost_for(&self, domain: &str, chosen: Option<Choice>) -> Option<&Smarthost> {
+        match chosen {
+            Some(Choice::Direct) => return None,
+            Some(Choice::Smarthost) if self.smarthost.is_some() => return self.smarthost.as_ref(),
+            _ => {}
+        }
         let rule = self.routes.iter().find(|rule| rule.domains.iter().any(|p| matches(p, domain)));
         rule.map_or(self.smarthost.as_ref(), |rule| rule.smarthost.as_ref())
     }
@@ -300,4 +325,29 @@ fn rows<T>(
         }
     };
     items.iter().enumerate().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_operator_chose_goes_before_what_holds_for_the_domain() {
+        let smarthost =
+            |host: &str| Smarthost { host: host.to_owned(), port: 587, implicit_tls: false, login: None };
+        let rule = RouteRule { domains: vec!["*.corp.example".into()], smarthost: Some(smarthost("inner")) };
+        let mut relay = Relay { routes: vec![rule], ..Relay::default() };
+        let way = |relay: &Relay, domain: &str, chosen: Option<&str>| {
+            let found = relay.smarthost_for(domain, chosen.and_then(Choice::parse));
+            found.map(|smarthost| smarthost.host.clone())
+        };
+        assert_eq!(way(&relay, "a.corp.example", None).as_deref(), Some("inner"));
+        assert_eq!(way(&relay, "a.corp.example", Some("direct")), None);
+        assert_eq!(way(&relay, "a.corp.example", Some("smarthost")).as_deref(), Some("inner"));
+        assert_eq!(way(&relay, "b.example", Some("smarthost")), None);
+        relay.smarthost = Some(smarthost("outer"));
+        assert_eq!(way(&relay, "b.example", None).as_deref(), Some("outer"));
+        assert_eq!(way(&relay, "b.example", Some("direct")), None);
+        assert_eq!(way(&relay, "a.corp.example", Some("smarthost")).as_deref(), Some("outer"));
+    }
 }

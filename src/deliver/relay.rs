@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::address::Address;
-use crate::config::{Config, Family, Relay as RelayConfig, Smarthost};
+use crate::config::{Choice, Config, Family, Relay as RelayConfig, Smarthost};
 use crate::deliver::client::{self, Answer, Client, ClientError, Deadlines, Stage};
 use crate::deliver::letter::Letter;
 use crate::deliver::outcome::{Fate, Outcome, Via};
@@ -43,6 +43,8 @@ const MAX_TRANSACTIONS: usize = 50;
 /// half of the parcels that may be under way, so that hosts that hang never hold the places of all others.
 const PROMPT: Duration = Duration::from_secs(10);
 const MAX_SLOW: usize = 128;
+/// How long a host that was offered the message may take for it without being slow: time for large ones.
+const UNHURRIED: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(60) };
 
 /// Everything that an attempt needs, shared by all.
 pub(crate) struct Relay {
@@ -62,6 +64,8 @@ pub(crate) struct Relay {
 /// The recipients of one message at one domain.
 pub(crate) struct Parcel<'a> {
     pub(crate) domain: &'a str,
+    /// The way that an operator chose for it, if one did.
+    pub(crate) chosen: Option<Choice>,
     pub(crate) mail_from: Option<Address>,
     pub(crate) recipients: Vec<Address>,
 }
@@ -165,7 +169,7 @@ impl Relay {
 
     /// Where the mail goes, from where, and as whom.
     async fn way<'a>(&'a self, parcel: &'a Parcel<'_>) -> Result<Way<'a>, Outcome> {
-        let smarthost = self.config.smarthost_for(parcel.domain);
+        let smarthost = self.config.smarthost_for(parcel.domain, parcel.chosen);
         let hosts = match smarthost {
             Some(smarthost) => vec![smarthost.host.clone()],
             None => {
@@ -458,7 +462,9 @@ impl Relay {
         message: &WireMessage,
     ) -> Result<Vec<Answer>, ClientError> {
         let from = parcel.mail_from.as_ref();
-        let outcome = lease.client.send(from, recipients, message).await;
+        // The operator's own smarthost may take its time.
+        let slow = way.smarthost.is_none().then_some(&self.slow);
+        let outcome = unhurriedly(slow, lease.client.send(from, recipients, message)).await;
         let gone = match &outcome {
             Err(ClientError::Closed(Stage::Mail) | ClientError::Broken(Stage::Mail, _)) => true,
             // RFC 5321 §3.8: 421 is how a server says that it closes an idle connection.
@@ -471,8 +477,23 @@ impl Relay {
         lease.client = timeout(DIALLING, self.dial(way, &lease.need, &lease.door))
             .await
             .map_err(|_| ClientError::Silent(Stage::Greeting))??;
-        lease.client.send(from, recipients, message).await
+        unhurriedly(slow, lease.client.send(from, recipients, message)).await
     }
+}
+
+/// Waits for a transaction; beyond `UNHURRIED` only where not too many are waited for already. Where it stood when
+/// it was given up is not known, so the remote may have the message.
+async fn unhurriedly(
+    slow: Option<&Semaphore>,
+    transaction: impl Future<Output = Result<Vec<Answer>, ClientError>>,
+) -> Result<Vec<Answer>, ClientError> {
+    let Some(slow) = slow else { return transaction.await };
+    let mut transaction = std::pin::pin!(transaction);
+    if let Ok(ended) = timeout(UNHURRIED, &mut transaction).await {
+        return ended;
+    }
+    let Ok(_place) = slow.try_acquire() else { return Err(ClientError::Silent(Stage::Dot)) };
+    transaction.await
 }
 
 fn settle(outcomes: &mut [Option<Outcome>], batch: &[usize], answers: &[Answer], via: &Via) {
@@ -491,5 +512,33 @@ fn network(config: &Config) -> Network {
         own_listeners: config.smtp.listen.clone(),
         port: config.relay.port,
         allow_private_addresses: config.relay.allow_private_addresses,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Remotes that greet, take the envelope and then hang must not hold the places of all others.
+    #[tokio::test]
+    async fn slow_transactions_are_waited_for_only_where_there_is_room() {
+        let slow = Semaphore::new(1);
+        let (answer, answered) = tokio::sync::oneshot::channel::<()>();
+        let first = async {
+            let _ = answered.await;
+            Ok(Vec::new())
+        };
+        let others = async {
+            while slow.available_permits() > 0 {
+                tokio::task::yield_now().await;
+            }
+            let second = unhurriedly(Some(&slow), std::future::pending()).await;
+            assert!(matches!(second, Err(ClientError::Silent(Stage::Dot))), "it may have the message");
+            assert!(unhurriedly(Some(&slow), async { Ok(Vec::new()) }).await.is_ok(), "prompt ones go on");
+            answer.send(()).unwrap();
+        };
+        let (first, ()) = tokio::join!(unhurriedly(Some(&slow), first), others);
+        assert!(first.is_ok(), "who has a place may take its time");
+        assert_eq!(slow.available_permits(), 1);
     }
 }

@@ -470,14 +470,14 @@ impl Queue {
         }
     }
 
-    /// Rows of one message share a letter; those of one domain among them travel together.
+    /// Rows of one message share a letter; those of one domain, by one way, travel together.
     fn parcels(&self, rows: Vec<Delivery>) -> Vec<Parcel> {
         let mut letters: HashMap<(InboxKey, i64), Arc<Letter>> = HashMap::new();
-        let mut places: HashMap<(InboxKey, i64, String, Route), usize> = HashMap::new();
+        let mut places: HashMap<(InboxKey, i64, String, Route, Option<String>), usize> = HashMap::new();
         let mut parcels: Vec<Parcel> = Vec::new();
         for row in rows {
             let message = (row.inbox, row.message_key);
-            let place = (row.inbox, row.message_key, row.domain.clone(), row.route);
+            let place = (row.inbox, row.message_key, row.domain.clone(), row.route, row.via.clone());
             if let Some(parcel) = places.get(&place).and_then(|i| parcels.get_mut(*i)) {
                 parcel.deliveries.push(row);
                 continue;

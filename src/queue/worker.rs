@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::address::Address;
 use crate::clock::Millis;
-use crate::config::Relay as RelayConfig;
+use crate::config::{Choice, Relay as RelayConfig};
 use crate::deliver::capture::{self, Simulated};
 use crate::deliver::letter::{Desk, Letter};
 use crate::deliver::outcome::{Fate, Outcome};
@@ -100,7 +100,8 @@ impl Workshop {
             }
         }
         let mail_from = deliveries.first().and_then(|delivery| self.return_path(delivery));
-        let sent = relay::Parcel { domain: &parcel.domain, mail_from, recipients: addresses };
+        let chosen = deliveries.first().and_then(|row| row.via.as_deref()).and_then(Choice::parse);
+        let sent = relay::Parcel { domain: &parcel.domain, chosen, mail_from, recipients: addresses };
         let outcomes = self.relay.attempt(&sent, &parcel.letter, &self.stop).await;
         let outcomes = match outcomes {
             Attempt::Ended(outcomes) => outcomes,
