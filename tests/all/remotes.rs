@@ -1,12 +1,23 @@
 //! Remotes that hang, close, lie and babble, at every stage: each has a stated outcome, and none delays another.
 
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+};
+
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::TcpListener,
+};
 
 use crate::world::{
     dns::Dns,
-    eventually,
+    eventually, mail, needs,
+    postfix::{self, Postfix},
+    root,
     scripted::{Act, Scripted},
-    server::TestServer,
+    server::{DOMAIN, TestServer},
     sink::Sink,
 };
 
@@ -200,4 +211,70 @@ async fn a_domain_has_a_name_and_a_way_of_its_own() {
         assert!(heard.starts_with("EHLO out-7.agents.example\r\n"), "{heard}");
         assert!(heard.contains(recipient), "{heard}");
     }
+}
+
+/// Greylisting for Postfix (its policy delegation protocol): who writes to `slow@` for the first time comes again.
+async fn greylist() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("greylist");
+    let port = listener.local_addr().expect("greylist").port();
+    let seen = Arc::<Mutex<HashSet<String>>>::default();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let seen = seen.clone();
+            tokio::spawn(async move {
+                let mut lines = BufReader::new(stream).lines();
+                let mut first = false;
+                while let Ok(Some(line)) = lines.next_line().await {
+                    if let Some(address) = line.strip_prefix("recipient=") {
+                        first =
+                            address.starts_with("slow@") && seen.lock().unwrap().insert(address.to_owned());
+                    } else if line.is_empty() {
+                        let action = if first { "450 4.2.0 greylisted, come again" } else { "dunno" };
+                        let answer = format!("action={action}\n\n");
+                        lines.get_mut().write_all(answer.as_bytes()).await.expect("Postfix");
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+/// A real server that demands TLS, greylists, refuses, and takes mail that it then gives back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postfix_that_demands_tls_greylists_refuses_and_bounces_late() {
+    let _ = demanding().await;
+}
+
+async fn demanding() -> Option<()> {
+    if !root() {
+        return needs::missing("root, which Postfix needs");
+    }
+    let dns = Dns::start_at_53("").await;
+    let server = TestServer::new().inbox("ada").dns(&dns).relay_port(postfix::PORT).start().await;
+    let more = format!(
+        "smtpd_tls_security_level = encrypt\n\
+         smtpd_recipient_restrictions = check_policy_service inet:127.0.0.1:{}\n",
+        greylist().await
+    );
+    let boxes = ["quick", "slow", "late"];
+    let remote = Postfix::start_with("remote.example", &boxes, &dns, server.smtp.port(), &more).await?;
+    dns.add(&format!("{DOMAIN} MX 10 mx.{DOMAIN}\nmx.{DOMAIN} A {}\n", server.smtp.ip()));
+    dns.add(&Postfix::zone("remote.example", remote.address.ip()));
+    let to = ["quick", "slow", "gone", "late"].map(|name| format!("{name}@remote.example"));
+    send(&server, &to.each_ref().map(String::as_str)).await;
+
+    became(&server, "quick@remote.example", DELIVERED, "").await;
+    became(&server, "gone@remote.example", BOUNCED, "").await;
+    became(&server, "slow@remote.example", DEFERRED, "greylisted").await;
+    became(&server, "slow@remote.example", DELIVERED, "").await;
+    // RFC 3464: the answer was 250, and the mail comes back all the same, to the return path of that delivery.
+    became(&server, "late@remote.example", DELIVERED, "").await;
+    became(&server, "late@remote.example", BOUNCED, "").await;
+    for name in ["quick", "slow"] {
+        let arrived = remote.mailbox(name, 1).await;
+        assert_eq!(arrived.len(), 1, "{name} has it once");
+        assert!(mail::header(&arrived[0], "Received").is_some_and(|trace| trace.contains("TLS")));
+    }
+    Some(())
 }

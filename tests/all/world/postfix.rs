@@ -50,6 +50,18 @@ postlog   unix-dgram n - n - 1 postlogd
 impl Postfix {
     /// The mail server of `domain` with these mailboxes. `gatepost_port` is where the MX hosts of agents.example listen.
     pub async fn start(domain: &str, mailboxes: &[&str], dns: &Dns, gatepost_port: u16) -> Option<Postfix> {
+        Postfix::start_with(domain, mailboxes, dns, gatepost_port, "").await
+    }
+
+    /// With further lines of main.cf. Mail to `late@` its domain is taken and forwarded to Gatepost,
+    /// which refuses it, so that it comes back.
+    pub async fn start_with(
+        domain: &str,
+        mailboxes: &[&str],
+        dns: &Dns,
+        gatepost_port: u16,
+        more: &str,
+    ) -> Option<Postfix> {
         if !root() {
             return needs::missing("root, which Postfix needs");
         }
@@ -79,13 +91,14 @@ impl Postfix {
              virtual_mailbox_domains = {domain}\nvirtual_mailbox_maps = inline:{{{maps} }}\n\
              virtual_mailbox_base = {d}/mail\nvirtual_uid_maps = static:65534\nvirtual_gid_maps = static:65534\n\
              virtual_transport = virtual\n\
-             transport_maps = inline:{{ {{ agents.example = smtp:agents.example:{gatepost_port} }} }}\n\
+             transport_maps = inline:{{ {{ agents.example = smtp:agents.example:{gatepost_port} }} \
+             {{ late@{domain} = smtp:agents.example:{gatepost_port} }} }}\n\
              smtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination\n\
              smtpd_tls_cert_file = {d}/etc/cert.pem\nsmtpd_tls_key_file = {d}/etc/key.pem\n\
              smtpd_tls_security_level = may\nsmtpd_tls_received_header = yes\n\
              smtp_tls_security_level = encrypt\nsmtp_tls_loglevel = 1\nsmtp_host_lookup = dns\n\
              minimal_backoff_time = 2s\nmaximal_backoff_time = 4s\nqueue_run_delay = 2s\nalias_maps =\n\
-             local_transport = error\n",
+             local_transport = error\n{more}",
             d = dir.display(),
             ip = address.ip(),
         );
