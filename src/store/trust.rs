@@ -20,6 +20,13 @@ pub(crate) struct StoredPolicy {
     pub(crate) expires_at: Millis,
 }
 
+impl StoredPolicy {
+    /// What is remembered of it once it was read: the text may have 64 KiB.
+    pub(crate) fn without_text(&self) -> StoredPolicy {
+        StoredPolicy { policy_id: self.policy_id.clone(), policy: String::new(), ..*self }
+    }
+}
+
 /// The policy of a domain, where it has not expired.
 pub(crate) async fn policy(tx: &mut Tx, domain: &str) -> Result<Option<StoredPolicy>, StoreError> {
     let row = tx

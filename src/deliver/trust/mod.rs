@@ -83,7 +83,8 @@ struct Known {
 pub(crate) struct Plan {
     domain: String,
     sts: Option<Arc<Policy>>,
-    mx_secure: bool,
+    /// The hosts of its secure MX; `None` where that is not secure.
+    secure_hosts: Option<Vec<String>>,
     habit: bool,
 }
 
@@ -125,7 +126,7 @@ pub(crate) enum Refusal {
 impl Plan {
     /// Nothing is demanded.
     pub(crate) fn none(domain: &str) -> Plan {
-        Plan { domain: domain.to_owned(), sts: None, mx_secure: false, habit: false }
+        Plan { domain: domain.to_owned(), sts: None, secure_hosts: None, habit: false }
     }
 }
 
@@ -219,12 +220,17 @@ impl Trust {
         if domain.starts_with('[') {
             return Ok(Plan::none(domain));
         }
-        let sts = self.policy(domain).await.filter(|policy| policy.mode != Mode::None);
-        let habit = self.known(domain).await.deliveries >= HABIT;
-        let mx_secure = match &self.validated {
-            None => false,
+        // Not knowing is no licence to be careless.
+        let unread = |error: StoreError| {
+            tracing::warn!(%error, "what is known of a domain's TLS could not be read");
+            Outcome::deferred("4.3.0", "it cannot be known just now what TLS is needed")
+        };
+        let sts = self.policy(domain).await.map_err(unread)?.filter(|policy| policy.mode != Mode::None);
+        let habit = self.known(domain).await.map_err(unread)?.deliveries >= HABIT;
+        let secure_hosts = match &self.validated {
+            None => None,
             Some(dns) => match dns.ask(domain, RecordType::MX).await {
-                Ok(answer) => answer.secure,
+                Ok(answer) => answer.secure.then(|| hosts_of(domain, &answer.records)),
                 // RFC 7672 §2.1: what is bogus, or cannot be known, delays.
                 Err(error) => {
                     let text = format!("the MX of {domain} cannot be validated: {error}");
@@ -232,13 +238,18 @@ impl Trust {
                 }
             },
         };
-        Ok(Plan { domain: domain.to_owned(), sts, mx_secure, habit })
+        Ok(Plan { domain: domain.to_owned(), sts, secure_hosts, habit })
     }
 
     /// What this host of the domain must be; an outcome where it must not be used.
     pub(crate) async fn need(&self, plan: &Plan, host: &str) -> Result<Need, Outcome> {
         let mut need = Need { sts: plan.sts.clone(), habit: plan.habit, ..Need::nothing(&plan.domain, host) };
-        if plan.mx_secure {
+        if let Some(hosts) = &plan.secure_hosts {
+            // The way was found by another question, which somebody may have answered for the domain.
+            if !hosts.iter().any(|secure| secure == host) {
+                let text = format!("the secure MX of {} does not name its host {host}", plan.domain);
+                return Err(Outcome::deferred("4.7.0", text));
+            }
             match self.tlsa(host).await {
                 Ok(None) => {}
                 Ok(Some(records)) => {
@@ -411,23 +422,23 @@ impl Trust {
     }
 
     /// The MTA-STS policy of a domain: the one that is kept, or a new one where the record's id is another.
-    async fn policy(&self, domain: &str) -> Option<Arc<Policy>> {
+    async fn policy(&self, domain: &str) -> Result<Option<Arc<Policy>>, StoreError> {
         let records = self.dns.txt(&format!("_mta-sts.{domain}")).await;
         let id = records.as_ref().ok().and_then(|records| sts::record_id(records)).map(str::to_owned);
-        let known = self.known(domain).await;
+        let known = self.known(domain).await?;
         let now = self.clock.now();
         // RFC 8461 §3.1, §5.1: a policy that is kept holds until it expires, whatever the record says meanwhile.
         let held = known.policy.filter(|(kept, _)| kept.expires_at > now);
-        let Some(id) = id else { return held.map(|(_, policy)| policy) };
+        let Some(id) = id else { return Ok(held.map(|(_, policy)| policy)) };
         let is_fresh = |kept: &StoredPolicy| {
             // RFC 8461 §5.1: refreshed before it ends, so that nobody gains by blocking the fetch once.
             kept.policy_id == id && now < kept.fetched_at + (kept.expires_at - kept.fetched_at) / 4 * 3
         };
         let failed = known.failed.is_some_and(|(of, at)| of == id && at.elapsed() < AFTER_FAILURE);
         if failed || held.as_ref().is_some_and(|(kept, _)| is_fresh(kept)) {
-            return held.map(|(_, policy)| policy);
+            return Ok(held.map(|(_, policy)| policy));
         }
-        match self.fetch(domain, &id).await {
+        Ok(match self.fetch(domain, &id).await {
             Ok(policy) => Some(policy),
             Err((result, why)) => {
                 tracing::info!(relay.domain = domain, why, kept = held.is_some(), "no MTA-STS policy");
@@ -439,7 +450,7 @@ impl Trust {
                 }
                 held.map(|(_, policy)| policy)
             }
-        }
+        })
     }
 
     async fn fetch(&self, domain: &str, id: &str) -> Result<Arc<Policy>, (ResultType, String)> {
@@ -465,7 +476,7 @@ impl Trust {
             StoredPolicy { policy_id: id.to_owned(), policy: text, fetched_at: now, expires_at: now + age };
         let policy = Arc::new(policy);
         if let Some(known) = self.lock().get_mut(domain) {
-            known.policy = Some((kept.clone(), Arc::clone(&policy)));
+            known.policy = Some((kept.without_text(), Arc::clone(&policy)));
             known.failed = None;
         }
         let name = domain.to_owned();
@@ -482,13 +493,13 @@ impl Trust {
         Ok(policy)
     }
 
-    /// What this process remembers, or the database.
-    async fn known(&self, domain: &str) -> Known {
+    /// What the database says, or this process remembers of it.
+    async fn known(&self, domain: &str) -> Result<Known, StoreError> {
         let remembered = self.lock().get(domain).cloned();
-        if let Some(known) = remembered
+        if let Some(known) = &remembered
             && known.loaded.elapsed() < REMEMBERED_FOR
         {
-            return known;
+            return Ok(known.clone());
         }
         let name = domain.to_owned();
         let read: Result<(Option<StoredPolicy>, i64), StoreError> = self
@@ -499,22 +510,34 @@ impl Trust {
                 )
             })
             .await;
-        let (policy, deliveries) = read.unwrap_or_else(|error| {
-            tracing::warn!(%error, "what is known of a domain's TLS could not be read");
-            (None, 0)
-        });
+        let (policy, deliveries) = match read {
+            Ok(read) => read,
+            Err(error) => return remembered.ok_or(error),
+        };
         let policy = policy.and_then(|kept| {
             let parsed = Policy::parse(&kept.policy).ok()?;
-            Some((kept, Arc::new(parsed)))
+            Some((kept.without_text(), Arc::new(parsed)))
         });
         let known = Known { policy, deliveries, loaded: Instant::now(), failed: None };
         self.lock().put(domain.to_owned(), known.clone());
-        known
+        Ok(known)
     }
 
     fn lock(&self) -> MutexGuard<'_, LruCache<String, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The hosts that an answer about the MX of a domain names: the domain itself, where there is none (RFC 5321 §5.1).
+fn hosts_of(domain: &str, records: &[RData]) -> Vec<String> {
+    if records.is_empty() {
+        return vec![domain.to_owned()];
+    }
+    let host = |data: &RData| match data {
+        RData::MX(mx) => Some(mx.exchange.to_lowercase().to_ascii().trim_end_matches('.').to_owned()),
+        _ => None,
+    };
+    records.iter().filter_map(host).collect()
 }
 
 impl Need {
@@ -524,5 +547,24 @@ impl Need {
             Level::Dane(_) | Level::Encrypted => format!("DANE of {}", self.host),
             _ => format!("the MTA-STS policy of {}", self.domain),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::proto::rr::Name;
+    use hickory_resolver::proto::rr::rdata::MX;
+
+    use super::*;
+
+    /// Whoever answers the other question for a domain must not lead its mail past its TLSA records.
+    #[test]
+    fn only_the_hosts_of_the_secure_answer_are_the_domains() {
+        let mx = |name: &str| RData::MX(MX::new(10, Name::from_ascii(name).unwrap()));
+        assert_eq!(
+            hosts_of("a.example", &[mx("MX1.a.example."), mx("mx2.a.example.")]),
+            ["mx1.a.example", "mx2.a.example"]
+        );
+        assert_eq!(hosts_of("a.example", &[]), ["a.example"]);
     }
 }

@@ -5,8 +5,12 @@
 
 /// RFC 8461 §3.2: about a year.
 const LONGEST_AGE: u64 = 31_557_600;
+/// Octets of a host's name.
+const LONGEST_NAME: usize = 255;
 /// A policy lists the hosts of one domain.
 const MOST_HOSTS: usize = 100;
+/// Octets of it that are repeated in reports, with each result: a stranger's document may have 64 KiB.
+const MOST_SHOWN: usize = 8 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -39,7 +43,7 @@ impl Policy {
                 "version" => _ = version.get_or_insert(value),
                 "mode" => _ = mode.get_or_insert(value),
                 "max_age" => _ = max_age.get_or_insert(value),
-                "mx" if mx.len() < MOST_HOSTS => mx.push(a_labels(value)),
+                "mx" if mx.len() < MOST_HOSTS && value.len() <= LONGEST_NAME => mx.push(a_labels(value)),
                 _ => {}
             }
         }
@@ -56,6 +60,12 @@ impl Policy {
         if mx.is_empty() && mode != Mode::None {
             return Err("no mx".into());
         }
+        let mut octets = 0;
+        let shown = |line: &String| {
+            octets += line.len();
+            octets <= MOST_SHOWN
+        };
+        let lines = lines.iter().cloned().take_while(shown).collect();
         Ok(Policy { mode, mx, max_age: max_age.min(LONGEST_AGE), lines })
     }
 
@@ -129,6 +139,13 @@ mod tests {
             assert!(Policy::parse(text).is_err(), "{text}");
         }
         assert_eq!(Policy::parse("version: STSv1\nmode: none\nmax_age: 1").unwrap().mode, Mode::None);
+    }
+
+    #[test]
+    fn a_stranger_decides_not_how_much_is_kept() {
+        let policy = Policy::parse(&format!("{ENFORCE}{}", "x: y\r\n".repeat(12_000))).unwrap();
+        assert!(policy.covers("mx.remote.example"));
+        assert!(policy.lines.iter().map(String::len).sum::<usize>() <= MOST_SHOWN, "{}", policy.lines.len());
     }
 
     #[test]
