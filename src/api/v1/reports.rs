@@ -165,7 +165,7 @@ async fn sent(
     caller: Caller,
     mut query: Query,
 ) -> Answer<Json<ListSentReportsResponse>> {
-    caller.require_admin("Reports can be seen and")?;
+    caller.require_organization("Reports can be seen and")?;
     caller.require("message_read")?;
     let page = Listing::SentReports.page_one_way(&mut query)?;
     let domain = query.text("domain").filter(|domain| !domain.is_empty());
