@@ -28,6 +28,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(list, make)).routes(routes!(lift))
 }
 
+/// Stops that hold for one pod, as far as its own keys make them.
+const MOST_OF_POD: usize = 50;
 /// Octets of a reason.
 const MAX_REASON: usize = 500;
 
@@ -141,6 +143,7 @@ async fn make(
     let queued = body.queued.as_deref().map_or(Some(Queued::Hold), Queued::parse);
     let queued = queued.ok_or_else(|| Problem::field(&["queued"], "takes hold or cancel"))?;
     let (scope, name) = scope_of(&floor, &caller, &body.scope, body.id.as_deref()).await?;
+    leaves_room(&floor, &caller).await?;
     let made_by = caller.0.actor();
     let new = NewStop { scope, name, rule: "kill_switch", reason, queued, made_by };
     let made = floor.store.write(move |tx| {
@@ -157,6 +160,22 @@ async fn make(
     // Only the server's own stops are made once.
     let Some(Stopped { stop, held, canceled }) = made else { return Err(Problem::not_found("Stop")) };
     Ok(Json(StopView { held: Some(held), canceled: Some(canceled), ..view(stop) }))
+}
+
+/// A pod's keys have a part of the stops that there may be, so that there is always room for the organization's, and
+/// for the server's own.
+async fn leaves_room(floor: &Floor, caller: &Caller) -> Answer<()> {
+    if caller.0.scope == Scope::Organization {
+        return Ok(());
+    }
+    let active = floor.store.read(|tx| Box::pin(stop::active(tx))).await;
+    let active: Vec<Stop> = active.map_err(|e: StoreError| Problem::from(e))?;
+    let mine = active.iter().filter(|stop| reaches(floor, caller.0.scope, &stop.scope)).count();
+    if mine >= MOST_OF_POD || active.len() as i64 >= MOST / 2 {
+        return Err(Problem::forbidden("limit_exceeded", "There are too many stops in force.")
+            .fix("Lift those that are not needed, or stop the whole pod."));
+    }
+    Ok(())
 }
 
 async fn scope_of(
