@@ -93,12 +93,17 @@ pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut notes: mpsc::Rec
     true
 }
 
+/// What `worker::decide` says of a deferral that outlived its message.
+const EXPIRED: &str = "5.4.7";
+
 /// What the sender's name has of it. That nobody could be reached until it expired is no refusal.
 fn ended(entry: &Entry) -> Vec<(&Delivery, Ended)> {
     let mut ends = Vec::new();
     match (entry.settled.state, entry.outcome.fate) {
         ("delivered", _) => ends.push((&entry.delivery, Ended::Delivered)),
-        ("failed", Fate::Failed) => ends.push((&entry.delivery, Ended::Bounced)),
+        ("failed", Fate::Failed) if entry.outcome.status != EXPIRED => {
+            ends.push((&entry.delivery, Ended::Bounced));
+        }
         _ => {}
     }
     if entry.complains && entry.outcome.fate == Fate::Delivered {

@@ -127,9 +127,10 @@ async fn complaint(
     // Whoever got an answer to the message knows its Message-ID, and could silence the others that it went to; nor
     // does such a word, come first, take away from one that is proved.
     if proof == Proof::Token {
-        news |= suppress(tx, row, "complaint", Some(&report.text)).await?;
-        if news {
+        // Somebody who complains of every message counts once, or he alone would stop everybody's mail.
+        if suppress(tx, row, "complaint", Some(&report.text)).await? {
             rate::note_outcome(tx, row, Ended::Complained).await?;
+            news = true;
         }
     }
     Ok(if news { Heard::News } else { Heard::Known })

@@ -8,6 +8,9 @@ use super::{StoreError, Tx};
 use crate::clock::{HOUR, Millis};
 use crate::ids::InboxKey;
 
+/// Hours that are kept: the longest `budgets.rate_window` has 30 days.
+const KEPT: i64 = 31 * 24;
+
 /// How a delivery ended, as far as the sender's name is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -31,7 +34,8 @@ pub async fn note_outcomes(tx: &mut Tx, ends: &[(&Delivery, Ended)]) -> Result<(
     let mut inboxes = BTreeMap::new();
     let mut domains = BTreeMap::new();
     // Mail between our own agents says nothing of our name elsewhere, and would only dilute the rate.
-    for (delivery, ended) in ends.iter().filter(|(delivery, _)| delivery.route != Route::Local) {
+    let counts = |delivery: &Delivery| delivery.route != Route::Local && !is_of_operator(delivery);
+    for (delivery, ended) in ends.iter().filter(|(delivery, _)| counts(delivery)) {
         let count = |scope: String| Count {
             scope,
             inbox: delivery.inbox,
@@ -51,6 +55,12 @@ pub async fn note_outcomes(tx: &mut Tx, ends: &[(&Delivery, Ended)]) -> Result<(
         write(tx, count).await?;
     }
     Ok(())
+}
+
+/// From the operator's inbox (`inbox::operator_address`) leave reports to strangers, who could ask for many and
+/// refuse each of them until everybody's mail is stopped.
+fn is_of_operator(delivery: &Delivery) -> bool {
+    delivery.sender.starts_with("postmaster@")
 }
 
 fn add(count: &mut Count, delivery: &Delivery, ended: Ended) {
@@ -95,7 +105,8 @@ pub(crate) struct News {
 
 async fn write(tx: &mut Tx, count: &Count) -> Result<(), StoreError> {
     let looked = count.bounced == 0 && count.complained == 0;
-    tx.execute(
+    let hour = tx.now().div_euclid(HOUR);
+    let sql =
         "INSERT INTO outcome_hour (scope, hour, pod_key, inbox_key, thread_key, delivered, bounced, complained, looked)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
          ON CONFLICT (scope, hour) DO UPDATE SET
@@ -105,20 +116,25 @@ async fn write(tx: &mut Tx, count: &Count) -> Result<(), StoreError> {
              pod_key = CASE WHEN excluded.looked = 0 THEN excluded.pod_key ELSE outcome_hour.pod_key END,
              inbox_key = CASE WHEN excluded.looked = 0 THEN excluded.inbox_key ELSE outcome_hour.inbox_key END,
              thread_key = CASE WHEN excluded.looked = 0 THEN excluded.thread_key ELSE outcome_hour.thread_key END,
-             looked = CASE WHEN excluded.looked = 0 THEN 0 ELSE outcome_hour.looked END",
-        &[
-            (&count.scope).into(),
-            tx.now().div_euclid(HOUR).into(),
-            count.inbox.pod.into(),
-            count.inbox.inbox.into(),
-            count.thread_key.into(),
-            count.delivered.into(),
-            count.bounced.into(),
-            count.complained.into(),
-            looked.into(),
-        ],
-    )
-    .await?;
+             looked = CASE WHEN excluded.looked = 0 THEN 0 ELSE outcome_hour.looked END
+         RETURNING delivered + bounced + complained";
+    let args = [
+        (&count.scope).into(),
+        hour.into(),
+        count.inbox.pod.into(),
+        count.inbox.inbox.into(),
+        count.thread_key.into(),
+        count.delivered.into(),
+        count.bounced.into(),
+        count.complained.into(),
+        looked.into(),
+    ];
+    let sum: i64 = tx.row(sql, &args).await?.map_or(Ok(0), |row| row.get(0))?;
+    // The first of an hour takes away what no window reaches any more.
+    if sum == count.delivered + count.bounced + count.complained {
+        let sql = "DELETE FROM outcome_hour WHERE scope = $1 AND hour < $2";
+        tx.execute(sql, &[(&count.scope).into(), (hour - KEPT).into()]).await?;
+    }
     Ok(())
 }
 
