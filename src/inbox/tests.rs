@@ -66,7 +66,11 @@ pub(super) async fn arrive_judged(test: &TestFloor, raw: &[u8], verdict: Verdict
     let floor = &test.floor;
     let to = "ada@agents.example".parse().unwrap();
     let Route::Inbox(recipient) = route(floor, &to).await.unwrap() else { panic!("no inbox") };
-    let incoming = incoming(floor, screen::structure(raw), verdict, None, raw);
+    let structure = screen::structure(raw);
+    // People write in their own name; what a machine gives back comes from nobody.
+    let author = structure.from.first().filter(|_| !structure.ties.is_report);
+    let reverse_path = author.and_then(|one| one.address.parse().ok());
+    let incoming = incoming(floor, structure, verdict, reverse_path, raw);
     commit(floor, incoming, vec![recipient], raw, "test").await.unwrap().remove(0)
 }
 

@@ -587,6 +587,8 @@ async fn the_ten_thousandth_message_of_a_thread_costs_what_the_hundredth_did() {
         for _ in 0..doublings {
             double(&desk).await;
         }
+        // Beyond the window in which an agent's turns without a human are counted.
+        desk.test.hand.advance(2 * crate::clock::DAY);
         spent(&desk).await;
         let message = desk.get(BOB, &in_a_long_thread(n)).await;
         let arrival = spent(&desk).await;

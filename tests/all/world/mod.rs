@@ -26,11 +26,12 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 /// A loopback address that nothing else in this test run uses. The kernel answers for all of 127/8, so servers need
 /// no free ports: each has an address of its own, and a restart finds the same ports again.
 pub fn own_address() -> IpAddr {
-    static NEXT: AtomicU32 = AtomicU32::new(1);
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    assert!(n < 250, "more servers than addresses: widen own_address");
+    assert!(n < 3 * 250, "more servers than addresses: widen own_address");
     let process = std::process::id();
-    IpAddr::V4(Ipv4Addr::new(127, 64 + ((process >> 8) & 127) as u8, (process & 255) as u8, n as u8))
+    let block = 48 + 64 * (n / 250) + ((process >> 8) & 63);
+    IpAddr::V4(Ipv4Addr::new(127, block as u8, (process & 255) as u8, (1 + n % 250) as u8))
 }
 
 /// Asks again until there is an answer. Waiting for a state, never for a time.
