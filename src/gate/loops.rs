@@ -21,6 +21,11 @@ const TOO_FAST: Millis = 20_000;
 /// Turns of any kind in the window, as a multiple of those without a human.
 const MOST_TURNS: usize = 5;
 
+/// Messages that are looked at, whatever the thread holds: in a loop at most every other one is not ours.
+fn looked_at(loops: &Loops) -> i64 {
+    i64::from(loops.turns).saturating_mul(2 * MOST_TURNS as i64).clamp(100, 10_000)
+}
+
 /// What the loop rules say of a send.
 pub(super) async fn reasons(
     tx: &mut Tx,
@@ -36,7 +41,8 @@ pub(super) async fn reasons(
         && loops.turns > 0
     {
         let window = i64::try_from(loops.window.as_millis()).unwrap_or(i64::MAX / 2);
-        let turns = thread::turns(tx, job.inbox, thread.thread_key, tx.now() - window).await?;
+        let since = tx.now() - window;
+        let turns = thread::turns(tx, job.inbox, thread.thread_key, since, looked_at(loops)).await?;
         reasons.extend(by_turns(&turns, loops, window));
     }
     Ok(reasons)

@@ -491,12 +491,13 @@ pub(crate) struct Turn {
     pub by_person: bool,
 }
 
-/// The messages of a thread since then, newest first; at most 500, which is more than any budget.
+/// The messages of a thread since then, newest first, among its `newest` last ones: a long thread costs no more.
 pub(crate) async fn turns(
     tx: &mut Tx,
     inbox: InboxKey,
     thread_key: i64,
     since: Millis,
+    newest: i64,
 ) -> Result<Vec<Turn>, StoreError> {
     let rows = tx
         .rows(
@@ -504,9 +505,11 @@ pub(crate) async fn turns(
                     CASE WHEN direction = 'in' AND coalesce(kind, 'person') = 'person' AND held IS NULL
                           AND duplicate_of IS NULL AND reverse_path IS NOT NULL
                           AND coalesce(verdict, '') NOT LIKE '%\"source\":\"local\"%' THEN 1 ELSE 0 END
-             FROM message WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3 AND created_at > $4
-             ORDER BY message_key DESC LIMIT 500",
-            &[inbox.pod.into(), inbox.inbox.into(), thread_key.into(), since.into()],
+             FROM (SELECT message_key, created_at, direction, kind, held, duplicate_of, reverse_path, verdict
+                   FROM message WHERE pod_key = $1 AND inbox_key = $2 AND thread_key = $3
+                   ORDER BY message_key DESC LIMIT $5) newest
+             WHERE created_at > $4 ORDER BY message_key DESC",
+            &[inbox.pod.into(), inbox.inbox.into(), thread_key.into(), since.into(), newest.into()],
         )
         .await?;
     let turn = |row: &Row| Ok(Turn { at: row.get(0)?, ours: row.get(1)?, by_person: row.get(2)? });
