@@ -32,8 +32,7 @@ async fn next(server: &TestServer, inbox: &str, seen: &mut Vec<String>) -> Strin
 async fn waits_for_a_human(server: &TestServer) -> Value {
     eventually("a human is told", async || {
         let items = server.api.get("/v1/work-items?state=needs_human").await.ok();
-        let found = items["work_items"].as_array()?.iter().find(|i| i["reason"] == "thread_turns").cloned();
-        found
+        items["work_items"].as_array()?.iter().find(|i| i["reason"] == "thread_turns").cloned()
     })
     .await
 }
