@@ -30,6 +30,7 @@ mod loops;
 mod out;
 mod outcomes;
 mod policy;
+mod queue;
 mod reading;
 mod remotes;
 mod reporting;

@@ -1,0 +1,118 @@
+//! The queue as a whole: handled by the commands, planned, and killed at each step of an attempt.
+
+use std::{
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use serde_json::{Value, json};
+
+use crate::world::{
+    dns::Dns,
+    eventually,
+    postgres::Database,
+    scripted::{Act, Scripted},
+    server::{ADMIN_KEY, TestServer},
+    sink::Sink,
+};
+
+const SEND: &str = "/v0/inboxes/ada@agents.example/messages/send";
+
+fn gatepost(server: &TestServer, args: &[&str]) -> String {
+    let said = Command::new(env!("CARGO_BIN_EXE_gatepost"))
+        .arg("queue")
+        .args(args)
+        .args(["--url", server.api.base(), "--key", ADMIN_KEY])
+        .output()
+        .unwrap();
+    assert!(said.status.success(), "{args:?}: {}", String::from_utf8_lossy(&said.stderr));
+    String::from_utf8_lossy(&said.stdout).into_owned()
+}
+
+async fn row_of(server: &TestServer, sent: &Value) -> Value {
+    let id = crate::world::api::path_escape(sent["message_id"].as_str().unwrap());
+    let path = format!("/v1/inboxes/ada@agents.example/messages/{id}/deliveries");
+    server.api.get(&path).await.ok()["deliveries"][0].clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_holds_releases_and_drops_what_is_planned_on_sqlite() {
+    handled(Database::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_holds_releases_and_drops_what_is_planned_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    handled(database).await;
+}
+
+async fn handled(database: Database) {
+    let sink = Sink::start().await;
+    let dns = Dns::start(&sink.zone("remote.example")).await;
+    let server = TestServer::new().on(&database).inbox("ada").dns(&dns).start().await;
+    let later = gatepost::clock::rfc3339(gatepost::clock::Clock::system().now() + 3_600_000);
+    let body = json!({"to": "bob@remote.example", "subject": "s", "text": "t", "send_at": later});
+    let sent = server.api.post(SEND, body).await.ok();
+    let row = row_of(&server, &sent).await;
+    let id = row["delivery_id"].as_str().unwrap();
+    assert_eq!(row["state"], "scheduled", "{row}");
+    assert!(gatepost(&server, &["list"]).contains(id));
+    assert!(gatepost(&server, &["show", id]).contains("bob@remote.example"));
+    assert!(gatepost(&server, &["hold", id]).contains("held"));
+    assert!(gatepost(&server, &["release", id]).contains("scheduled"));
+    assert!(gatepost(&server, &["drop", id]).contains("canceled"));
+    assert_eq!(server.api.get("/v1/queue").await.ok()["count"], 0);
+    assert_eq!(sink.connections(), 0, "what was planned and dropped was never dialled");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_during_an_attempt_loses_nothing_and_marks_the_second_on_sqlite() {
+    for stage in ["GREETING", "DATA", "DOT"] {
+        killed_at(&Database::Sqlite, stage).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_during_an_attempt_loses_nothing_and_marks_the_second_on_postgres() {
+    for stage in ["GREETING", "DATA", "DOT"] {
+        let Some(database) = Database::postgres() else { return };
+        killed_at(&database, stage).await;
+    }
+}
+
+/// The remote stops at `stage`, having heard what led to it; the server dies there and starts again.
+async fn killed_at(database: &Database, stage: &'static str) {
+    let (reached, well) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (told, now) = (reached.clone(), well.clone());
+    let remote = Scripted::start(move |at, _| {
+        if at != stage || now.load(Ordering::SeqCst) {
+            return Act::Well;
+        }
+        told.store(true, Ordering::SeqCst);
+        Act::Hang
+    })
+    .await;
+    let zone =
+        format!("remote.example MX 10 mx.remote.example\nmx.remote.example A {}\n", remote.address.ip());
+    let dns = Dns::start(&zone).await;
+    let server = TestServer::new().on(database).inbox("ada").dns(&dns).start().await;
+    let body = json!({"to": "bob@remote.example", "subject": "s", "text": "t"});
+    let sent = server.api.post(SEND, body).await.ok();
+    eventually("the attempt is at its stage", async || reached.load(Ordering::SeqCst).then_some(())).await;
+    server.kill9();
+    well.store(true, Ordering::SeqCst);
+    server.restart().await;
+    let row = eventually("it is delivered", async || {
+        let row = row_of(&server, &sent).await;
+        (row["state"] == "delivered").then_some(row)
+    })
+    .await;
+    assert_eq!(row["maybe_duplicate"], true, "{stage}: {row}");
+    assert_eq!(row["log"][0]["outcome"], "interrupted", "{stage}: {row}");
+    let heard = String::from_utf8_lossy(&remote.heard()).into_owned();
+    let copies = heard.matches(&format!("Message-ID: {}", sent["message_id"].as_str().unwrap())).count();
+    assert_eq!(copies, if stage == "DOT" { 2 } else { 1 }, "{stage}: {heard}");
+}
