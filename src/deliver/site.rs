@@ -26,6 +26,9 @@ const MAX_WAITING_UNKNOWN: usize = 2;
 /// How long they wait, and when who may not wait comes again.
 const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(3) };
 const SOON: Duration = Duration::from_secs(5);
+/// A site that is merely new answers its first message within milliseconds: what came with it waits no longer than
+/// that at first, then as long as the site has kept silent, up to `SOON`.
+const AT_FIRST: Duration = Duration::from_millis(200);
 /// The part of a minute's allowance that may be used at once.
 const BURST: f64 = 6.0;
 
@@ -82,6 +85,8 @@ struct Site {
     probe: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     answers: bool,
+    /// Since when it has been waited for: it was first seen, or failed after it had answered.
+    silent_since: Instant,
     failures: u32,
     held_until: Option<Instant>,
     dials: Bucket,
@@ -147,6 +152,7 @@ impl Site {
             probe: Arc::new(Semaphore::new(1)),
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             answers: false,
+            silent_since: now,
             failures: 0,
             held_until: None,
             dials: Bucket::new(limits.connections_per_minute, now),
@@ -156,7 +162,9 @@ impl Site {
     }
 
     fn failed(&mut self, now: Instant) {
-        self.answers = false;
+        if std::mem::take(&mut self.answers) {
+            self.silent_since = now;
+        }
         self.failures = self.failures.saturating_add(1);
         if self.failures >= self.limits.failures {
             self.held_until = Some(now + self.limits.hold);
@@ -211,16 +219,20 @@ impl Sites {
         let not_now = |(wait, why): (Duration, &str)| NotNow { wait, why: format!("{name} {why}") };
         let looked = |site: &mut Site| match site.refuses(has_idle, now) {
             Some(refused) => Err(refused),
-            None => Ok((site.connections.clone(), site.probe.clone(), site.waiting.clone(), site.answers)),
+            None => {
+                let silent = now.saturating_duration_since(site.silent_since).clamp(AT_FIRST, SOON);
+                let known = if site.answers { None } else { Some(silent) };
+                Ok((site.connections.clone(), site.probe.clone(), site.waiting.clone(), known))
+            }
         };
-        let (connections, probe, waiting, answers) = self.with(name, now, looked).map_err(not_now)?;
+        let (connections, probe, waiting, silent) = self.with(name, now, looked).map_err(not_now)?;
         let busy = || not_now((SOON, "has as many connections as it may"));
         let until = now + PATIENCE;
-        let probe =
-            if answers { None } else { Some(permit(probe, &waiting, MAX_WAITING_UNKNOWN, until).await) };
-        let probe = match probe {
-            Some(None) => return Err(not_now((SOON, "has not answered yet"))),
-            Some(Some(probe)) => Some(probe),
+        let probe = match silent {
+            Some(silent) => {
+                let probe = permit(probe, &waiting, MAX_WAITING_UNKNOWN, until).await;
+                Some(probe.ok_or_else(|| not_now((silent, "has not answered yet")))?)
+            }
             None => None,
         };
         let connection = permit(connections, &waiting, MAX_WAITING, until).await.ok_or_else(busy)?;
@@ -318,7 +330,11 @@ mod tests {
     async fn a_site_that_never_answered_has_one_attempt_under_way() {
         let sites = Sites::new(limits(), Vec::new());
         let first = sites.enter("hangs", false).await.unwrap();
-        assert!(sites.enter("hangs", false).await.err().unwrap().why.contains("not answered"));
+        let refused = sites.enter("hangs", false).await.err().unwrap();
+        assert!(refused.why.contains("not answered"));
+        assert_eq!(refused.wait, AT_FIRST, "it may be merely new");
+        sites.with("hangs", Instant::now(), |site| site.silent_since -= Duration::from_secs(60));
+        assert_eq!(sites.enter("hangs", false).await.err().unwrap().wait, SOON);
         let _other = sites.enter("well", false).await.unwrap();
         first.answered();
         let _second = sites.enter("hangs", false).await.unwrap();
