@@ -211,7 +211,7 @@ impl Server {
         let (floor, shutdown) = self.for_task();
         let (store, bodies, clock) = (floor.store.clone(), floor.bodies.clone(), floor.clock.clone());
         self.spawn("retention", crate::store::retention::run(store, bodies, clock, shutdown));
-        if self.floor.config.reports.dmarc {
+        if self.floor.config.reports.dmarc || self.floor.config.reports.tls {
             let (floor, shutdown) = self.for_task();
             self.spawn("reports", crate::reports::send(floor, shutdown));
         }

@@ -146,6 +146,8 @@ pub struct Verify {
 pub struct Reports {
     /// Aggregate reports about mail in their name, RFC 9990.
     pub dmarc: bool,
+    /// Reports about sessions with their hosts, RFC 8460.
+    pub tls: bool,
     /// What we call ourselves in them; `None`: the first of our domains.
     pub organization: Option<String>,
     /// Whom to ask about them; `None`: postmaster at that domain.
@@ -428,11 +430,9 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 fn take_reports(s: &mut Settings) -> Reports {
-    if s.take("reports.tls", values::boolean, || false) {
-        s.problem("reports.tls", "is not built yet: only DMARC reports are sent");
-    }
     Reports {
         dmarc: s.take("reports.dmarc", values::boolean, || false),
+        tls: s.take("reports.tls", values::boolean, || false),
         organization: s.take("reports.organization", organization, || None),
         contact: s.take("reports.contact", values::address, || None),
     }

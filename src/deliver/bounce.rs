@@ -156,6 +156,7 @@ mod tests {
             priority: Priority::Ordinary,
             held_by: None,
             via: None,
+            tls_optional: false,
             next_attempt_at: 0,
             attempts: 1,
             maybe_duplicate: false,

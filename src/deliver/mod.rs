@@ -24,3 +24,5 @@ pub mod schedule;
 pub(crate) mod site;
 pub(crate) mod trust;
 mod wire;
+
+pub(crate) use route::{Network, addresses};

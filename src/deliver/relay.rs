@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::address::Address;
-use crate::config::{Choice, Config, Family, Relay as RelayConfig, Smarthost};
+use crate::config::{Choice, Family, Relay as RelayConfig, Smarthost};
 use crate::deliver::client::{self, Answer, Client, ClientError, Deadlines, Stage};
 use crate::deliver::letter::Letter;
 use crate::deliver::outcome::{Fate, Outcome, Via};
@@ -66,6 +66,7 @@ pub(crate) struct Parcel<'a> {
     pub(crate) domain: &'a str,
     /// The way that an operator chose for it, if one did.
     pub(crate) chosen: Option<Choice>,
+    pub(crate) tls_optional: bool,
     pub(crate) mail_from: Option<Address>,
     pub(crate) recipients: Vec<Address>,
 }
@@ -86,6 +87,8 @@ struct Way<'a> {
     smarthost: Option<&'a Smarthost>,
     hosts: Vec<String>,
     hello: &'a str,
+    /// The message does not insist on TLS.
+    tls_optional: bool,
     ipv4: Option<IpAddr>,
     ipv6: Option<IpAddr>,
 }
@@ -119,7 +122,7 @@ impl Lease {
 
 impl Relay {
     pub(crate) fn new(floor: &Floor) -> Relay {
-        let network = network(&floor.config);
+        let network = Network::new(&floor.config);
         Relay {
             dns: floor.dns.clone(),
             trust: Trust::new(floor, &network),
@@ -186,6 +189,7 @@ impl Relay {
             smarthost,
             hosts,
             hello: source.and_then(|source| source.hello.as_deref()).unwrap_or(&self.hostname),
+            tls_optional: parcel.tls_optional,
             ipv4: source.and_then(|source| source.ipv4),
             ipv6: source.and_then(|source| source.ipv6),
         })
@@ -267,6 +271,8 @@ impl Relay {
         let plan = match way.smarthost {
             // The operator answers for it, and `dial_smarthost` for its password.
             Some(_) => Plan::none(domain),
+            // RFC 8689 §4.1: neither MTA-STS nor DANE holds it up; TLS is used where it can be had.
+            None if way.tls_optional => Plan::none(domain),
             None => timeout_at(deadline, self.trust.plan(domain)).await.map_err(late)??,
         };
         let last_host = way.hosts.len().saturating_sub(1);
@@ -503,15 +509,6 @@ fn settle(outcomes: &mut [Option<Outcome>], batch: &[usize], answers: &[Answer],
             let outcome = Outcome::from_reply(&answer.reply, via);
             *place = Some(Outcome { personal: answer.personal, ..outcome });
         }
-    }
-}
-
-fn network(config: &Config) -> Network {
-    Network {
-        hostname: config.hostname.to_ascii_lowercase(),
-        own_listeners: config.smtp.listen.clone(),
-        port: config.relay.port,
-        allow_private_addresses: config.relay.allow_private_addresses,
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::config::Config;
 use crate::dns::{DnsError, Mx, Resolver};
 
 /// Hosts and addresses that one attempt looks at: a hostile domain may list hundreds.
@@ -37,6 +38,17 @@ pub(crate) struct Network {
     pub(crate) own_listeners: Vec<SocketAddr>,
     pub(crate) port: u16,
     pub(crate) allow_private_addresses: bool,
+}
+
+impl Network {
+    pub(crate) fn new(config: &Config) -> Network {
+        Network {
+            hostname: config.hostname.to_ascii_lowercase(),
+            own_listeners: config.smtp.listen.clone(),
+            port: config.relay.port,
+            allow_private_addresses: config.relay.allow_private_addresses,
+        }
+    }
 }
 
 /// The hosts to try for `domain`, best first. `shuffle` orders hosts of one preference.

@@ -6,6 +6,7 @@
 //! in its thread and makes no work, so that it can start no loop. DESIGN.md §4 (4, 7).
 
 use crate::address::Address;
+use crate::deliver::compose::tls_is_optional;
 use crate::floor::Floor;
 use crate::inbox::{add_to_thread, new_thread, operator_address};
 use crate::screen::{self, kind::Kind, structure::Structure};
@@ -27,6 +28,7 @@ pub struct ServerLetter {
     body: Body,
     body_hash: Vec<u8>,
     size: i64,
+    tls_optional: bool,
     expire: i64,
     route: delivery::Route,
     /// For the audit log: `dmarc_report`, …
@@ -68,6 +70,7 @@ pub async fn prepare_by_server(
         body: floor.bodies.prepare(inbox.key.pod, raw).await?,
         body_hash: body_hash(raw, &structure),
         size: raw.len() as i64,
+        tls_optional: tls_is_optional(raw),
         expire: i64::try_from(floor.config.relay.expire.as_millis()).unwrap_or(i64::MAX / 2),
         route: route(floor, &to),
         inbox,
@@ -110,6 +113,7 @@ pub async fn send_by_server(tx: &mut Tx, letter: &ServerLetter) -> Result<Server
         route: letter.route,
         expires_at: tx.now() + letter.expire,
         priority: Priority::Bulk,
+        tls_optional: letter.tls_optional,
         not_before: None,
         // Nobody waits for it.
         notice_at: None,

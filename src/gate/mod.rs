@@ -119,6 +119,7 @@ struct Job {
     body: Body,
     body_hash: Vec<u8>,
     size: i64,
+    tls_optional: bool,
     floor: Arc<Floor>,
 }
 
@@ -160,6 +161,7 @@ pub async fn send(
         who: who.clone(),
         body_hash: release::body_hash(&raw, &structure),
         size: raw.len() as i64,
+        tls_optional: crate::deliver::compose::tls_is_optional(&raw),
         request,
         parent,
         prepared,

@@ -164,6 +164,7 @@ async fn enqueue(tx: &mut Tx, job: &Job, message_key: i64, first_key: i64) -> Re
             route: route(&job.floor, address),
             expires_at: leaves + expire,
             priority: job.request.priority,
+            tls_optional: job.tls_optional,
             not_before: job.request.send_at,
             notice_at: Some(leaves + notice),
             held_by: rules.iter().find(|r| r.holds(job.inbox, address.domain())).map(|r| r.name()),

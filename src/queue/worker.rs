@@ -101,7 +101,9 @@ impl Workshop {
         }
         let mail_from = deliveries.first().and_then(|delivery| self.return_path(delivery));
         let chosen = deliveries.first().and_then(|row| row.via.as_deref()).and_then(Choice::parse);
-        let sent = relay::Parcel { domain: &parcel.domain, chosen, mail_from, recipients: addresses };
+        let tls_optional = deliveries.first().is_some_and(|delivery| delivery.tls_optional);
+        let sent =
+            relay::Parcel { domain: &parcel.domain, chosen, tls_optional, mail_from, recipients: addresses };
         let outcomes = self.relay.attempt(&sent, &parcel.letter, &self.stop).await;
         let outcomes = match outcomes {
             Attempt::Ended(outcomes) => outcomes,
@@ -271,6 +273,7 @@ mod tests {
             priority: Priority::Ordinary,
             held_by: None,
             via: None,
+            tls_optional: false,
             next_attempt_at: 0,
             attempts,
             maybe_duplicate: false,

@@ -1,5 +1,6 @@
 //! What others report about our domains: DMARC aggregate reports and TLS reports, read. And ours about theirs:
-//! counted in `tally`, sent by `outgoing` once a day to where `destination` says.
+//! counted in `tally` (mail) and by deliveries (sessions, `tls_out`), sent by `outgoing` once a day to where `destination`
+//! says.
 //!
 //! Promises: pure, bounded in memory and time whatever arrives (a compressed bomb, a million rows, nested
 //! entities), never a panic. What cannot be read is mail to the operator like any other. A report is evidence
@@ -14,6 +15,7 @@ mod dmarc;
 mod outgoing;
 mod tally;
 mod tls;
+mod tls_out;
 mod unpack;
 
 use std::fmt::Debug;

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::destination::{self, Destination};
-use super::{DMARC_ADDRESS, aggregate};
+use super::{DMARC_ADDRESS, ReportKind, TLS_ADDRESS, aggregate, tls_out};
 use crate::address::Address;
 use crate::clock::{DAY, HOUR, Millis};
 use crate::config::limits::{REPORT_ATTEMPTS, REPORT_LEASE, REPORT_RETRY};
@@ -45,6 +45,11 @@ pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
             _ = tick.tick() => {}
         }
         write_counts(&floor).await;
+        if floor.config.reports.tls
+            && let Err(error) = tls_out::schedule(&floor).await
+        {
+            tracing::warn!(%error, "TLS reports wait: the database cannot be reached");
+        }
         if let Err(error) = send_due(&floor, &shutdown).await {
             tracing::warn!(%error, "reports wait: the database cannot be reached");
         }
@@ -96,7 +101,10 @@ async fn send_due(floor: &Arc<Floor>, shutdown: &CancellationToken) -> Result<()
         let Some(due) = due else { break };
         let (kind, domain) = (due.kind.clone(), due.domain.clone());
         // Whatever happens, the claim ends by itself, and the attempt is counted.
-        let outcome = tokio::time::timeout(REPORT_LEASE / 2, send_dmarc(floor, &due)).await;
+        let outcome = match kind == ReportKind::Tls.text() {
+            true => tokio::time::timeout(REPORT_LEASE / 2, tls_out::send(floor, &due)).await,
+            false => tokio::time::timeout(REPORT_LEASE / 2, send_dmarc(floor, &due)).await,
+        };
         match outcome {
             Ok(Ok(state)) => tracing::info!(kind, domain, day = due.day, state, "a report"),
             Ok(Err(SendError::Store(error))) => return Err(error),
@@ -296,7 +304,8 @@ impl Letterhead {
     pub(super) fn new(floor: &Floor, due: &Due) -> Letterhead {
         let config = &floor.config;
         let submitter = config.domains.first().cloned().unwrap_or_else(|| config.hostname.clone());
-        let from = format!("{DMARC_ADDRESS}@{submitter}").parse().unwrap_or_else(|_| Address::nobody());
+        let local = if due.kind == ReportKind::Tls.text() { TLS_ADDRESS } else { DMARC_ADDRESS };
+        let from = format!("{local}@{submitter}").parse().unwrap_or_else(|_| Address::nobody());
         let name = Sha256::digest(format!("{} {} {}", due.kind, due.day, due.domain));
         let name = crate::ids::base32(name.get(..10).unwrap_or_default()).to_lowercase();
         let report_id = format!("{}.{name}@{submitter}", due.day);

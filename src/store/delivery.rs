@@ -92,6 +92,8 @@ pub struct Delivery {
     pub held_by: Option<String>,
     /// `direct` or `smarthost`, where an operator chose the way.
     pub via: Option<String>,
+    /// RFC 8689 §4, `TLS-Required: No`: what the recipient's domain demands of TLS does not count.
+    pub tls_optional: bool,
     pub next_attempt_at: Millis,
     /// The one that runs included.
     pub attempts: i64,
@@ -125,7 +127,7 @@ macro_rules! columns {
          coalesce((SELECT i.address FROM inbox i WHERE i.inbox_key = delivery.inbox_key), ''),
          coalesce((SELECT b.size FROM body b WHERE b.pod_key = delivery.pod_key
                    AND b.inbox_key = delivery.inbox_key AND b.message_key = delivery.message_key), 0),
-         priority, held_by, via"
+         priority, held_by, via, tls_optional"
     };
 }
 use columns;
@@ -153,6 +155,7 @@ fn from_row(row: &Row) -> Result<Delivery, StoreError> {
         priority: Priority::parse(row.get(19)?)?,
         held_by: row.get(20)?,
         via: row.get(21)?,
+        tls_optional: row.get(22)?,
     })
 }
 
@@ -167,6 +170,8 @@ pub struct NewDelivery {
     pub route: Route,
     pub expires_at: Millis,
     pub priority: Priority,
+    /// As in `Delivery`.
+    pub tls_optional: bool,
     /// Not before this time; `None`: at once.
     pub not_before: Option<Millis>,
     /// When the sender is told that it is late.
@@ -185,8 +190,9 @@ pub async fn insert(tx: &mut Tx, new: &NewDelivery) -> Result<(), StoreError> {
     };
     tx.execute(
         "INSERT INTO delivery (pod_key, inbox_key, delivery_key, message_key, recipient, domain, route, state,
-                               next_attempt_at, expires_at, created_at, updated_at, priority, held_by, notice_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14)",
+                               next_attempt_at, expires_at, created_at, updated_at, priority, held_by, notice_at,
+                               tls_optional)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14, $15)",
         &[
             new.inbox.pod.into(),
             new.inbox.inbox.into(),
@@ -202,6 +208,7 @@ pub async fn insert(tx: &mut Tx, new: &NewDelivery) -> Result<(), StoreError> {
             (new.priority as i64).into(),
             new.held_by.clone().into(),
             new.notice_at.into(),
+            new.tls_optional.into(),
         ],
     )
     .await?;

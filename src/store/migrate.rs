@@ -54,6 +54,11 @@ const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../migrations/sqlite/0008_reports.sql"),
         postgres: include_str!("../../migrations/postgres/0008_reports.sql"),
     },
+    Migration {
+        version: 9,
+        sqlite: include_str!("../../migrations/sqlite/0009_tls_required.sql"),
+        postgres: include_str!("../../migrations/postgres/0009_tls_required.sql"),
+    },
 ];
 
 const VERSION_TABLE: &str =

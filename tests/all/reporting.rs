@@ -1,6 +1,6 @@
 //! Reports that we send to other domains: a day of mail is counted, told once to whom it may be told, and to nobody else.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use crate::world::eventually;
 use crate::world::postgres::Database;
 use crate::world::server::{ADMIN_KEY, Setup, TestServer};
 use crate::world::sink::{Sink, Taken};
+use crate::world::trusted::{Authority, PolicyHost};
 
 const CONFIG: &str =
     "[reports]\ndmarc = true\norganization = \"Agents & Co\"\ncontact = \"ops@agents.example\"\n";
@@ -221,4 +222,97 @@ async fn without_being_asked_to_the_server_reports_nothing() {
     assert!(server.stop().await.success());
     server.restart().await;
     assert_eq!(server.api.get("/v1/reports/sent").await.ok()["count"], 0);
+}
+
+/// RFC 8460: what became of our sessions is told to who asks, by mail and by HTTPS, though their TLS is broken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_of_a_day_are_reported_by_mail_and_by_https() {
+    let sink = Sink::start().await;
+    let authority = Authority::new();
+    let web = PolicyHost::start(&authority.sign("reports.web.example"), "").await;
+    let zone = format!(
+        "_smtp._tls.mail.example TXT v=TLSRPTv1; rua=mailto:tls@mail.example\n\
+         _smtp._tls.web.example TXT v=TLSRPTv1; rua=https://reports.web.example:{}/tls\n\
+         reports.web.example A {}\n",
+        web.address.port(),
+        web.address.ip()
+    );
+    let hosts = ["mail.example", "web.example", "quiet.example"];
+    let hosts: String = hosts.iter().map(|domain| sink.zone(domain)).collect();
+    let dns = Dns::start(&format!("{zone}{hosts}")).await;
+    let port = sink.address.port();
+    let server = TestServer::new()
+        .inbox("ada")
+        .dns(&dns)
+        .relay_port(port)
+        .config("[reports]\ntls = true\n")
+        .start()
+        .await;
+    for to in ["a@mail.example", "a@web.example", "a@quiet.example"] {
+        let body = json!({"to": to, "subject": "s", "text": "t"});
+        server.api.post("/v0/inboxes/ada@agents.example/messages/send", body).await.ok();
+    }
+    eventually("all of it arrives", async || (sink.count() == 3).then_some(())).await;
+    let sql = |statement: &str| {
+        let file = server.config_file().parent().unwrap().join("data/gatepost.db");
+        rusqlite::Connection::open(file).unwrap().execute_batch(statement).unwrap();
+    };
+    assert!(server.stop().await.success());
+    sql("UPDATE tls_result SET day = day - 1");
+    for domain in ["mail.example", "web.example", "quiet.example"] {
+        sql(&format!(
+            "INSERT INTO report_out (kind, day, domain, state, due_at, updated_at)
+             SELECT 'tls', max(day), '{domain}', 'due', 0, 0 FROM tls_result"
+        ));
+    }
+    server.restart().await;
+    let state = async |domain: &str, wanted: &str| {
+        eventually(&format!("the report for {domain} is {wanted}"), async || {
+            let all = server.api.get(&format!("/v1/reports/sent?domain={domain}")).await.ok();
+            (all["reports"][0]["state"] == wanted).then(|| all["reports"][0].clone())
+        })
+        .await
+    };
+    state("quiet.example", "unwanted").await;
+    let by_mail = state("mail.example", "sent").await;
+    assert_eq!((&by_mail["kind"], &by_mail["total"]), (&json!("tls"), &json!(1)), "{by_mail}");
+    let letter = eventually("the letter", async || reports(&sink).into_iter().next()).await;
+    assert_eq!(letter.to, ["tls@mail.example"]);
+    for (name, value) in [
+        ("TLS-Report-Domain", "mail.example"),
+        ("TLS-Report-Submitter", "agents.example"),
+        ("TLS-Required", "No"),
+        ("Auto-Submitted", "auto-generated"),
+    ] {
+        assert_eq!(letter.header(name).as_deref(), Some(value), "{}", letter.text());
+    }
+    assert!(letter.header("Content-Type").unwrap().contains("report-type=\"tlsrpt\""), "{}", letter.text());
+    assert!(letter.header("DKIM-Signature").is_some());
+    let structure = gatepost::screen::structure(&letter.message);
+    let own = gatepost::reports::read(&letter.message, &structure).unwrap();
+    assert_eq!(
+        (own.domains, own.total, own.failed),
+        (vec!["mail.example".to_owned()], 1, 1),
+        "nothing was encrypted"
+    );
+
+    // tls_report_loop (Stalwart 0.12.4): the delivery of a report is no session to report on.
+    assert!(server.stop().await.success());
+    let file = server.config_file().parent().unwrap().join("data/gatepost.db");
+    let today = "SELECT count(*) FROM tls_result WHERE day = (SELECT max(day) + 1 FROM report_out)";
+    let counted: i64 =
+        rusqlite::Connection::open(file).unwrap().query_row(today, [], |row| row.get(0)).unwrap();
+    assert_eq!(counted, 0);
+    server.restart().await;
+    let by_https = state("web.example", "sent").await;
+    assert_eq!(by_https["destinations"][0]["state"], "sent", "{by_https}");
+    let posted = web.posted();
+    assert_eq!(posted.len(), 1, "once");
+    let mut json_text = String::new();
+    flate2::read::GzDecoder::new(&*posted[0]).read_to_string(&mut json_text).unwrap();
+    let report: Value = serde_json::from_str(&json_text).unwrap();
+    let policy = &report["policies"][0];
+    assert_eq!(policy["policy"]["policy-type"], "no-policy-found", "{report}");
+    assert_eq!(policy["failure-details"][0]["result-type"], "starttls-not-supported", "{report}");
+    assert_eq!(policy["summary"]["total-failure-session-count"], 1, "{report}");
 }

@@ -112,6 +112,12 @@ async fn enforced(setup: Setup, sqlite: bool) {
     mail.show(None);
     send(&server, "clear@remote.example").await;
     deferred(&server, "clear@remote.example", "4.7.10").await;
+    // RFC 8689 §4: whom a message is more urgent to than its secrecy says so.
+    let urgent = json!({
+        "to": "urgent@remote.example", "subject": "s", "text": "t", "headers": {"TLS-Required": "No"}
+    });
+    server.api.post(SEND, urgent).await.ok();
+    assert_eq!(taken(&mail, "urgent@remote.example").await, [false]);
     for to in ["name@remote.example", "expired@remote.example", "clear@remote.example"] {
         assert!(mail.taken(to).is_empty(), "{to}");
     }

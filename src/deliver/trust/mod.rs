@@ -86,6 +86,9 @@ pub(crate) struct Plan {
     /// The hosts of its secure MX; `None` where that is not secure.
     secure_hosts: Option<Vec<String>>,
     habit: bool,
+    /// Sessions are told to the domain. Not those that ask for nothing: the delivery of a TLS report, which says
+    /// `TLS-Required: No`, would be the next day's report (the loop of Stalwart 0.12.4).
+    counted: bool,
 }
 
 /// What a host must be.
@@ -97,6 +100,7 @@ pub(crate) struct Need {
     sts: Option<Arc<Policy>>,
     /// The domain has taken mail in TLS so far.
     habit: bool,
+    counted: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,7 +130,7 @@ pub(crate) enum Refusal {
 impl Plan {
     /// Nothing is demanded.
     pub(crate) fn none(domain: &str) -> Plan {
-        Plan { domain: domain.to_owned(), sts: None, secure_hosts: None, habit: false }
+        Plan { domain: domain.to_owned(), sts: None, secure_hosts: None, habit: false, counted: false }
     }
 }
 
@@ -134,7 +138,7 @@ impl Need {
     /// Nothing is demanded of this host.
     pub(crate) fn nothing(domain: &str, host: &str) -> Need {
         let (domain, host) = (domain.to_owned(), host.to_owned());
-        Need { domain, host, level: Level::Opportunistic, sts: None, habit: false }
+        Need { domain, host, level: Level::Opportunistic, sts: None, habit: false, counted: false }
     }
 
     /// Whether a kept connection will do.
@@ -238,12 +242,17 @@ impl Trust {
                 }
             },
         };
-        Ok(Plan { domain: domain.to_owned(), sts, secure_hosts, habit })
+        Ok(Plan { domain: domain.to_owned(), sts, secure_hosts, habit, counted: true })
     }
 
     /// What this host of the domain must be; an outcome where it must not be used.
     pub(crate) async fn need(&self, plan: &Plan, host: &str) -> Result<Need, Outcome> {
-        let mut need = Need { sts: plan.sts.clone(), habit: plan.habit, ..Need::nothing(&plan.domain, host) };
+        let mut need = Need {
+            sts: plan.sts.clone(),
+            habit: plan.habit,
+            counted: plan.counted,
+            ..Need::nothing(&plan.domain, host)
+        };
         if let Some(hosts) = &plan.secure_hosts {
             // The way was found by another question, which somebody may have answered for the domain.
             if !hosts.iter().any(|secure| secure == host) {
@@ -324,14 +333,14 @@ impl Trust {
         let config = judge.config().map_err(|error| Refusal::Final(ClientError::Tls(error.to_string())))?;
         match client.start_tls(name, &need.host, config).await {
             Ok(mut client) if client.encrypted => {
-                self.note(need.result(judge.result().unwrap_or(ResultType::Success), to, from));
+                self.session(need, judge.result().unwrap_or(ResultType::Success), to, from);
                 client.proof = Some(need.proof());
                 Ok(client)
             }
             Ok(client) => self.without_tls(client, need, to, from).await,
             Err(error) if error.stage() == Stage::StartTls => {
                 let result = judge.result().filter(|result| *result != ResultType::Success);
-                self.note(need.result(result.unwrap_or(ResultType::ValidationFailure), to, from));
+                self.session(need, result.unwrap_or(ResultType::ValidationFailure), to, from);
                 if need.level != Level::Opportunistic {
                     let text = format!("{error}; {} demands a good one", need.because());
                     return Err(Refusal::Final(ClientError::Unable("4.7.5", text)));
@@ -350,7 +359,7 @@ impl Trust {
         to: Option<IpAddr>,
         from: Option<IpAddr>,
     ) -> Result<Client, Refusal> {
-        self.note(need.result(ResultType::StarttlsNotSupported, to, from));
+        self.session(need, ResultType::StarttlsNotSupported, to, from);
         if need.level != Level::Opportunistic {
             let text = format!("{} offers no TLS, and {} demands it", need.host, need.because());
             return Err(Refusal::Final(ClientError::Unable("4.7.10", text)));
@@ -417,6 +426,12 @@ impl Trust {
     }
 
     /// Counts are not worth waiting for.
+    fn session(&self, need: &Need, result: ResultType, to: Option<IpAddr>, from: Option<IpAddr>) {
+        if need.counted {
+            self.note(need.result(result, to, from));
+        }
+    }
+
     fn note(&self, result: TlsResult) {
         let _ = self.notes.try_send(Note::Session(Box::new(result)));
     }

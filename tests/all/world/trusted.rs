@@ -12,7 +12,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
 };
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
     net::TcpListener,
     task::JoinHandle,
 };
@@ -171,6 +171,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
 pub struct PolicyHost {
     pub address: SocketAddr,
     text: Arc<Mutex<String>>,
+    posted: Arc<Mutex<Vec<Vec<u8>>>>,
     task: JoinHandle<()>,
 }
 
@@ -179,15 +180,25 @@ impl PolicyHost {
         let listener = TcpListener::bind((super::own_address(), 8443)).await.expect("web host");
         let address = listener.local_addr().expect("web host");
         let text = Arc::new(Mutex::new(text.to_owned()));
-        let (shared, tls) = (text.clone(), shown.acceptor());
+        let posted = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+        let (shared, heard, tls) = (text.clone(), posted.clone(), shown.acceptor());
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (text, tls) = (shared.clone(), tls.clone());
+                let (text, posted, tls) = (shared.clone(), heard.clone(), tls.clone());
                 tokio::spawn(async move {
                     let mut wire = BufReader::new(tls.accept(stream).await.ok()?);
-                    let mut line = String::new();
-                    while wire.read_line(&mut line).await.ok()? > 2 {
-                        line.clear();
+                    let mut header = String::new();
+                    while wire.read_line(&mut header).await.ok()? > 2 {}
+                    if header.starts_with("POST ") {
+                        let header = header.to_ascii_lowercase();
+                        let length =
+                            header.split("content-length:").nth(1)?.lines().next()?.trim().parse().ok()?;
+                        let mut body = vec![0; length];
+                        wire.read_exact(&mut body).await.ok()?;
+                        posted.lock().unwrap().push(body);
+                        let answer = "HTTP/1.1 201 Created\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                        wire.write_all(answer.as_bytes()).await.ok()?;
+                        return wire.shutdown().await.ok();
                     }
                     let text = text.lock().unwrap().clone();
                     let answer = match text.is_empty() {
@@ -204,7 +215,12 @@ impl PolicyHost {
                 });
             }
         });
-        PolicyHost { address, text, task }
+        PolicyHost { address, text, posted, task }
+    }
+
+    /// What was posted to it.
+    pub fn posted(&self) -> Vec<Vec<u8>> {
+        self.posted.lock().unwrap().clone()
     }
 
     /// From now on this; nothing is a 404.
