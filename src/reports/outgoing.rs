@@ -39,16 +39,22 @@ const BATCH: usize = 200;
 pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut scheduled = None;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
             _ = tick.tick() => {}
         }
         write_counts(&floor).await;
-        if floor.config.reports.tls
-            && let Err(error) = tls_out::schedule(&floor).await
-        {
-            tracing::warn!(%error, "TLS reports wait: the database cannot be reached");
+        // The last day of which every node has written its counts.
+        let day = (floor.clock.now() - SETTLED).div_euclid(DAY) - 1;
+        if floor.config.reports.tls && scheduled != Some(day) {
+            match tls_out::schedule(&floor, day).await {
+                Ok(()) => scheduled = Some(day),
+                Err(error) => {
+                    tracing::warn!(%error, "TLS reports wait: the database cannot be reached");
+                }
+            }
         }
         if let Err(error) = send_due(&floor, &shutdown).await {
             tracing::warn!(%error, "reports wait: the database cannot be reached");

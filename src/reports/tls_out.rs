@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use mail_builder::headers::content_type::ContentType;
 use mail_builder::mime::{BodyPart, MimePart};
@@ -20,20 +19,18 @@ use crate::clock::{DAY, rfc3339};
 use crate::deliver::compose::{self, Boundaries, Composition};
 use crate::deliver::header::{HeaderName, HeaderValue};
 use crate::deliver::{Network, addresses};
+use crate::fetch;
 use crate::floor::Floor;
 use crate::gate;
 use crate::store::StoreError;
 use crate::store::report_out::{self, Due};
 use crate::store::tls_result::{self, PolicyType, ResultType, TlsResult};
 
-/// A POST: connecting, sending, and the answer's first line.
-const DEADLINE: Duration = Duration::from_secs(60);
 /// Domains that one look puts on the list.
 const DOMAINS: i64 = 500;
 
-/// Puts the domains of the last complete day on the list of what will be due.
-pub(super) async fn schedule(floor: &Arc<Floor>) -> Result<(), StoreError> {
-    let day = floor.clock.now().div_euclid(DAY) - 1;
+/// Puts the domains of a day on the list of what will be due; again is as good as once.
+pub(super) async fn schedule(floor: &Arc<Floor>, day: i64) -> Result<(), StoreError> {
     let mut after = String::new();
     loop {
         let from = after.clone();
@@ -209,18 +206,8 @@ async fn post(floor: &Floor, url: &str, packed: Vec<u8>) -> Result<(), String> {
     }
     let network = Network { port, ..Network::new(&floor.config) };
     let addresses = addresses(&floor.dns, &network, &host).await.map_err(|error| error.to_string())?;
-    let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(floor.tls.opportunistic().as_ref().clone())
-        .resolve_to_addrs(&host, &addresses)
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .timeout(DEADLINE)
-        .build()
-        .map_err(|error| error.to_string())?;
-    let request =
-        client.post(url).header(reqwest::header::CONTENT_TYPE, "application/tlsrpt+gzip").body(packed);
-    let answer = request.send().await.map_err(|error| error.to_string())?;
-    // §5.4: any 2xx is a success.
-    let status = answer.status();
-    if status.is_success() { Ok(()) } else { Err(format!("the host answered {status}")) }
+    let tls = floor.tls.opportunistic().as_ref().clone();
+    fetch::post(url, &addresses, "application/tlsrpt+gzip", packed, tls)
+        .await
+        .map_err(|error| error.to_string())
 }
