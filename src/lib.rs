@@ -27,7 +27,8 @@
 //! report about theirs, once a day (`reports::outgoing`, through `gate::by_server::send_by_server`). `domains` says what
 //! the DNS of a domain has to hold and looks whether it does (`domains::verify`); which domains are ours, now, is `ours`.
 //! Dependencies point along the road and down to the floor. Two go back: `deliver → inbox` (local recipients
-//! and bounces), and `queue → gate` (asked again right before sending). `server` starts it all, `cli` is the way in for people, `api` the way in for programs.
+//! and bounces), and `queue → gate` (asked again right before sending). `server` starts it all, `cli` is the way in for
+//! people, `api` the way in for programs.
 //!
 //! # A stranger writes to an agent
 //!

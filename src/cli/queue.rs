@@ -41,6 +41,12 @@ enum Action {
     Retry { delivery_id: String },
     /// Never delivers it, and writes no bounce
     Drop { delivery_id: String },
+    /// Chooses its way: direct, smarthost, or none (as the configuration says)
+    Route {
+        delivery_id: String,
+        #[arg(value_parser = ["direct", "smarthost", "none"])]
+        via: String,
+    },
     /// The rules that hold what leaves
     Rules,
     /// Holds everything from an inbox, to a domain, or from one to the other
@@ -88,6 +94,11 @@ impl Queue {
             Action::Release { delivery_id } => handle(remote, &delivery_id, "release").await?,
             Action::Retry { delivery_id } => handle(remote, &delivery_id, "retry").await?,
             Action::Drop { delivery_id } => handle(remote, &delivery_id, "drop").await?,
+            Action::Route { delivery_id, via } => {
+                let body = json!({ "via": (via != "none").then_some(&via) });
+                let answer = remote.post(&format!("/v1/queue/{}/route", segment(&delivery_id)), body).await?;
+                remote.show(&answer, |answer| format!("{} {via}", field(answer, "delivery_id")));
+            }
             Action::Rules => {
                 let answer = remote.get("/v1/queue/rules").await?;
                 let columns = [

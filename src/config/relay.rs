@@ -89,6 +89,13 @@ pub enum Choice {
 
 impl Choice {
     /// As it stands in a delivery's row.
+    pub fn text(self) -> &'static str {
+        match self {
+            Choice::Direct => "direct",
+            Choice::Smarthost => "smarthost",
+        }
+    }
+
     pub fn parse(text: &str) -> Option<Choice> {
         match text {
             "direct" => Some(Choice::Direct),

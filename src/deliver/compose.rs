@@ -119,8 +119,7 @@ pub(crate) fn write(c: &Composition, body: MimePart<'_>) -> Vec<u8> {
 /// RFC 8689 §4: `TLS-Required: No` asks that the message be delivered even where TLS is not as the recipient's domain
 /// demands it.
 pub fn tls_is_optional(raw: &[u8]) -> bool {
-    let end = raw.windows(4).position(|w| w == b"\r\n\r\n").unwrap_or(raw.len());
-    raw.get(..end).unwrap_or_default().split(|octet| *octet == b'\n').any(|line| {
+    header_of(raw).split(|octet| *octet == b'\n').any(|line| {
         let (name, value) = line.split_at(line.iter().position(|octet| *octet == b':').unwrap_or(line.len()));
         let value = value.get(1..).unwrap_or_default().trim_ascii();
         name.eq_ignore_ascii_case(b"TLS-Required") && value.eq_ignore_ascii_case(b"no")
@@ -129,8 +128,12 @@ pub fn tls_is_optional(raw: &[u8]) -> bool {
 
 /// Whether the header holds octets that only RFC 6532 allows, so that the next hop must offer SMTPUTF8.
 pub fn header_needs_smtputf8(raw: &[u8]) -> bool {
+    !header_of(raw).is_ascii()
+}
+
+fn header_of(raw: &[u8]) -> &[u8] {
     let end = raw.windows(4).position(|w| w == b"\r\n\r\n").unwrap_or(raw.len());
-    !raw.get(..end).unwrap_or_default().is_ascii()
+    raw.get(..end).unwrap_or_default()
 }
 
 fn write_addresses(out: &mut Vec<u8>, name: &str, list: &[(Option<String>, Address)]) {

@@ -27,11 +27,6 @@ pub enum Recheck {
     Cancel {
         reason: String,
     },
-    /// Not before then.
-    Wait {
-        until: crate::clock::Millis,
-        say: String,
-    },
 }
 
 /// What holds the mail of an inbox that was paused after its release.
@@ -87,7 +82,7 @@ pub async fn recheck(tx: &mut Tx, deliveries: &[Delivery]) -> Result<Vec<Recheck
     Ok(answers)
 }
 
-/// Those of the claimed rows that may be tried; the others are held, canceled or put off in this transaction, and
+/// Those of the claimed rows that may be tried; the others are held or canceled in this transaction, and
 /// their attempt does not count.
 pub async fn let_go_on(tx: &mut Tx, claimed: Vec<Delivery>) -> Result<Vec<Delivery>, StoreError> {
     let answers = recheck(tx, &claimed).await?;
@@ -96,11 +91,8 @@ pub async fn let_go_on(tx: &mut Tx, claimed: Vec<Delivery>) -> Result<Vec<Delive
         match answer {
             Recheck::Go => free.push(row),
             Recheck::Hold { by, .. } => hold_rule::hold_claimed(tx, &row, &by).await?,
-            Recheck::Wait { until, say } => {
-                delivery::put_off(tx, &row, "deferred", &say, Some(until)).await?
-            }
             Recheck::Cancel { reason } => {
-                delivery::put_off(tx, &row, "canceled", &reason, None).await?;
+                delivery::cancel_claimed(tx, &row, &reason).await?;
                 delivery::announce(tx, &row, "delivery.canceled", None, Some(&reason), None).await?;
                 if row.attempts <= 1 {
                     release::give_back_some(tx, row.inbox, row.message_key, 1).await?;

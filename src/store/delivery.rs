@@ -88,7 +88,8 @@ pub struct Delivery {
     pub route: Route,
     pub state: String,
     pub priority: Priority,
-    /// Of a `held` row: `rule:<key>`, `operator`, `gate:<reason>`.
+    /// Of a `held` row: `rule:<key>`, `operator`, `gate:<reason>`. Of another: `released`, where a person let it go,
+    /// so that no rule holds it again.
     pub held_by: Option<String>,
     /// `direct` or `smarthost`, where an operator chose the way.
     pub via: Option<String>,
@@ -114,6 +115,11 @@ impl Delivery {
     /// `dlv_…`
     pub fn id(&self) -> String {
         RowId { at: self.created_at, inbox: self.inbox, seq: self.delivery_key }.text(Prefix::Delivery)
+    }
+
+    /// `msg_…`: both were written by one transaction, at one time.
+    pub fn message_id(&self) -> String {
+        RowId { at: self.created_at, inbox: self.inbox, seq: self.message_key }.text(Prefix::Message)
     }
 }
 
@@ -267,25 +273,17 @@ pub async fn settle(
     Ok(changed == 1)
 }
 
-/// The row was claimed and may not leave: `canceled`, or `deferred` until then. The attempt is not counted.
-pub(crate) async fn put_off(
-    tx: &mut Tx,
-    delivery: &Delivery,
-    state: &'static str,
-    words: &str,
-    until: Option<Millis>,
-) -> Result<(), StoreError> {
+/// The row was claimed and must not be tried: it never is, and the claim's attempt does not count.
+pub(crate) async fn cancel_claimed(tx: &mut Tx, delivery: &Delivery, words: &str) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE delivery SET state = $4, last_reply = $5, next_attempt_at = coalesce($6, next_attempt_at),
-                attempts = attempts - 1, node = NULL, attempting_since = NULL, updated_at = $7
+        "UPDATE delivery SET state = 'canceled', last_reply = $4, attempts = attempts - 1, node = NULL,
+                attempting_since = NULL, updated_at = $5
          WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'attempting'",
         &[
             delivery.inbox.pod.into(),
             delivery.inbox.inbox.into(),
             delivery.delivery_key.into(),
-            state.into(),
             words.into(),
-            until.into(),
             tx.now().into(),
         ],
     )

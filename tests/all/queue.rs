@@ -189,3 +189,50 @@ async fn a_thousand_queued_and_one_of_two_nodes_killed_on_postgres() {
     }
     println!("{} of {HELD} arrived twice", twice.len());
 }
+
+/// What one person lets go leaves, though the rule stands for everything else; and by the way that he chose.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delivery_let_go_by_hand_is_not_held_again_and_takes_the_way_that_was_chosen() {
+    let (sink, smarthost) = (Sink::start().await, Sink::start().await);
+    let zone = format!("{}smart.example A {}\n", sink.zone("remote.example"), smarthost.address.ip());
+    let dns = Dns::start(&zone).await;
+    let route = format!(
+        "[[relay.route]]\ndomains = [\"remote.example\"]\nsmarthost = \"smtp://smart.example:{}\"\n",
+        smarthost.address.port()
+    );
+    let server = TestServer::new().inbox("ada").dns(&dns).config(&route).start().await;
+    server.api.post("/v1/queue/rules", json!({"domain": "remote.example"})).await.ok();
+    let mut rows = Vec::new();
+    for to in ["direct@remote.example", "smart@remote.example", "stays@remote.example"] {
+        let body = json!({"to": to, "subject": "s", "text": "t"});
+        let sent = server.api.post(SEND, body).await.ok();
+        let row = row_of(&server, &sent).await;
+        assert_eq!(row["state"], "held", "{row}");
+        let path = format!("/v0/inboxes/ada@agents.example/messages/{}", row["message_id"].as_str().unwrap());
+        assert_eq!(server.api.get(&path).await.ok()["to"][0], to, "the row names its message");
+        rows.push((sent, row["delivery_id"].as_str().unwrap().to_owned()));
+    }
+    assert!(gatepost(&server, &["route", &rows[0].1, "direct"]).contains("direct"));
+    let nowhere = format!("/v1/queue/{}/route", rows[0].1);
+    server
+        .api
+        .ask("POST", &nowhere, &[], Some(json!({"via": "pigeon"})))
+        .await
+        .unwrap()
+        .refused(400, "validation_error");
+    for (_, id) in &rows[..2] {
+        assert!(gatepost(&server, &["release", id]).contains("due"));
+    }
+    for (sent, _) in &rows[..2] {
+        eventually("it is delivered", async || {
+            (row_of(&server, sent).await["state"] == "delivered").then_some(())
+        })
+        .await;
+    }
+    let to = |sink: &Sink| sink.taken().into_iter().flat_map(|mail| mail.to).collect::<Vec<_>>();
+    assert_eq!(
+        (to(&sink), to(&smarthost)),
+        (vec!["direct@remote.example".to_owned()], vec!["smart@remote.example".to_owned()])
+    );
+    assert_eq!(row_of(&server, &rows[2].0).await["state"], "held");
+}

@@ -6,6 +6,7 @@ mod dev;
 mod domains;
 mod events;
 mod held;
+mod hold_rules;
 mod limits;
 mod policy;
 mod queue;
@@ -30,6 +31,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .merge(wait::routes())
         .merge(suppressions::routes())
         .merge(reports::routes())
+        .merge(hold_rules::routes())
         .merge(queue::routes())
         .merge(stops::routes())
         .merge(dev::routes())

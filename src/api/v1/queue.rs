@@ -20,26 +20,24 @@ use crate::api::paging::{self, Listing};
 use crate::api::path::RawPath;
 use crate::api::query::Query;
 use crate::clock::rfc3339;
+use crate::config::Choice;
 use crate::config::limits::MAX_JSON_BODY;
 use crate::floor::Floor;
 use crate::ids::{InboxKey, Prefix, RowId};
 use crate::principal::Scope;
 use crate::store::attempt::{self, Attempt};
 use crate::store::delivery::{self, Delivery, Filter, Handling, State as RowState};
-use crate::store::hold_rule::{self, HoldRule};
 use crate::store::{StoreError, audit, inbox, message};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(list))
-        .routes(routes!(rules))
-        .routes(routes!(add_rule))
-        .routes(routes!(remove_rule))
         .routes(routes!(show))
         .routes(routes!(hold))
         .routes(routes!(release))
         .routes(routes!(retry))
         .routes(routes!(drop_row))
+        .routes(routes!(route))
         .routes(routes!(of_message))
         .routes(routes!(cancel))
 }
@@ -49,8 +47,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 pub(crate) struct QueueRow {
     delivery_id: String,
     inbox_id: String,
-    /// Our own id of the message: `msg_…` is found by it.
-    thread_key: i64,
+    /// `msg_…`: the message that it is a recipient of.
+    message_id: String,
     recipient: String,
     domain: String,
     /// `local`, `relay` or `capture`
@@ -59,6 +57,9 @@ pub(crate) struct QueueRow {
     state: String,
     /// `approved`, `ordinary` or `bulk`
     priority: String,
+    /// `direct` or `smarthost`, where an operator chose the way
+    #[serde(skip_serializing_if = "Option::is_none")]
+    via: Option<String>,
     /// `rule:<id>`, `operator` or `gate:<reason>`
     #[serde(skip_serializing_if = "Option::is_none")]
     held_by: Option<String>,
@@ -120,15 +121,16 @@ pub(crate) struct ListQueueResponse {
 fn view(row: Delivery, log: Option<Vec<Attempt>>) -> QueueRow {
     QueueRow {
         delivery_id: row.id(),
+        message_id: row.message_id(),
         next_attempt_at: delivery::next_attempt(&row).map(rfc3339),
         inbox_id: row.sender,
-        thread_key: row.thread_key,
         recipient: row.recipient,
         domain: row.domain,
         route: row.route.text().to_owned(),
-        state: row.state,
         priority: row.priority.text().to_owned(),
-        held_by: row.held_by,
+        held_by: row.held_by.filter(|_| row.state == "held"),
+        state: row.state,
+        via: row.via,
         attempts: row.attempts,
         last_status: row.last_status,
         last_reply: row.last_reply,
@@ -267,6 +269,7 @@ async fn handle(
                 Handling::Release => "delivery.released",
                 Handling::Retry => "delivery.hurried",
                 Handling::Drop => "delivery.dropped",
+                Handling::Route(_) => "delivery.routed",
             };
             if handling == Handling::Drop {
                 delivery::announce(tx, &row, action, None, Some(&words), None).await?;
@@ -291,7 +294,7 @@ async fn handle(
             "wrong_state",
             format!("The delivery is {state}: nothing was changed."),
         )
-        .fix("hold takes what is due, deferred or scheduled; release what is held; retry what is due or deferred; drop whatever is not under way or settled.")),
+        .fix("hold takes what is due, deferred or scheduled; release what is held; retry what is due or deferred; drop and route whatever is not under way or settled.")),
     }
 }
 
@@ -311,7 +314,7 @@ async fn hold(
     handle(&floor, &caller, &path, Handling::Hold).await
 }
 
-/// Lets a held delivery go; a rule that still holds it holds it again.
+/// Lets a held delivery go, though a rule still holds others like it. A stop, or a paused inbox, holds it again.
 #[utoipa::path(
     post, path = "/v1/queue/{delivery_id}/release", tag = "queue",
     params(("delivery_id" = String, Path)),
@@ -357,6 +360,42 @@ async fn drop_row(
 ) -> Answer<Json<QueueRow>> {
     query.finish()?;
     handle(&floor, &caller, &path, Handling::Drop).await
+}
+
+#[derive(Deserialize, ToSchema)]
+pub(crate) struct RouteRequest {
+    /// `direct`: to the MX hosts of its domain. `smarthost`: by the one that is configured. Absent: as the
+    /// configuration says.
+    via: Option<String>,
+}
+
+/// Chooses the way that a delivery takes from its next attempt on.
+#[utoipa::path(
+    post, path = "/v1/queue/{delivery_id}/route", tag = "queue", request_body = RouteRequest,
+    params(("delivery_id" = String, Path)),
+    responses((status = 200, body = QueueRow), (status = 400, body = ErrorShape), (status = 403, body = ErrorShape), (status = 404, body = ErrorShape), (status = 412, body = ErrorShape))
+)]
+async fn route(
+    State(app): State<App>,
+    caller: Caller,
+    path: RawPath,
+    request: Request,
+) -> Answer<Json<QueueRow>> {
+    let upload = body::read(&app, request, MAX_JSON_BODY).await?;
+    let asked: RouteRequest = body::parse(&upload.bytes)?;
+    let choice = match asked.via.as_deref().map(|via| Choice::parse(via).ok_or(via)) {
+        None => None,
+        Some(Ok(choice)) => Some(choice),
+        Some(Err(_)) => return Err(Problem::field(&["via"], "takes \"direct\" or \"smarthost\"")),
+    };
+    let relay = &app.floor.config.relay;
+    if choice == Some(Choice::Smarthost) && relay.smarthost.is_none() && relay.routes.is_empty() {
+        return Err(Problem::field(
+            &["via"],
+            "no smarthost is configured (relay.smarthost, [[relay.route]])",
+        ));
+    }
+    handle(&app.floor, &caller, &path, Handling::Route(choice)).await
 }
 
 #[derive(Serialize, ToSchema)]
@@ -460,176 +499,4 @@ async fn cancel(
         Ok(None) | Err(StoreError::Conflict(_)) => Err(too_late()),
         Err(error) => Err(error.into()),
     }
-}
-
-/// A rule that holds what leaves.
-#[derive(Serialize, ToSchema)]
-#[schema(as = HoldRule)]
-pub(crate) struct RuleView {
-    rule_id: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    inbox_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    domain: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    created_by: String,
-    created_at: String,
-}
-
-#[derive(Serialize, ToSchema)]
-pub(crate) struct ListRulesResponse {
-    count: usize,
-    rules: Vec<RuleView>,
-}
-
-#[derive(Deserialize, ToSchema)]
-#[schema(as = NewHoldRule)]
-pub(crate) struct NewRule {
-    /// From this inbox; from everybody unless given.
-    inbox_id: Option<String>,
-    /// To this domain; to everywhere unless given.
-    domain: Option<String>,
-    reason: Option<String>,
-}
-
-fn organization(caller: &Caller) -> Answer<()> {
-    if caller.0.scope == Scope::Organization {
-        return Ok(());
-    }
-    Err(Problem::forbidden("forbidden", "Hold rules belong to organization keys.")
-        .fix("Ask the operator, or use an organization's key."))
-}
-
-async fn rule_view(floor: &Floor, rule: HoldRule) -> Answer<RuleView> {
-    let inbox_id = match rule.inbox {
-        Some(key) => {
-            let found = floor.store.read(move |tx| Box::pin(inbox::by_key(tx, key))).await;
-            found.map_err(|e: StoreError| Problem::from(e))?.map(|inbox| inbox.address)
-        }
-        None => None,
-    };
-    Ok(RuleView {
-        rule_id: rule.rule_key,
-        inbox_id,
-        domain: rule.domain,
-        reason: rule.reason,
-        created_by: rule.actor,
-        created_at: rfc3339(rule.created_at),
-    })
-}
-
-/// Every hold rule.
-#[utoipa::path(
-    get, path = "/v1/queue/rules", tag = "queue",
-    responses((status = 200, body = ListRulesResponse), (status = 403, body = ErrorShape))
-)]
-async fn rules(
-    State(floor): State<Arc<Floor>>,
-    caller: Caller,
-    query: Query,
-) -> Answer<Json<ListRulesResponse>> {
-    query.finish()?;
-    organization(&caller)?;
-    let found: Result<Vec<HoldRule>, StoreError> = floor.store.read(|tx| Box::pin(hold_rule::all(tx))).await;
-    let mut rules = Vec::new();
-    for rule in found? {
-        rules.push(rule_view(&floor, rule).await?);
-    }
-    Ok(Json(ListRulesResponse { count: rules.len(), rules }))
-}
-
-/// Holds everything from an inbox, to a domain, or both, from now on; what is under way finishes.
-#[utoipa::path(
-    post, path = "/v1/queue/rules", tag = "queue", request_body = NewRule,
-    responses((status = 200, body = RuleView), (status = 400, body = ErrorShape), (status = 403, body = ErrorShape))
-)]
-async fn add_rule(State(app): State<App>, caller: Caller, request: Request) -> Answer<Json<RuleView>> {
-    organization(&caller)?;
-    caller.require("message_update")?;
-    let upload = body::read(&app, request, MAX_JSON_BODY).await?;
-    let asked: NewRule = body::parse(&upload.bytes)?;
-    if asked.inbox_id.is_none() && asked.domain.is_none() {
-        return Err(Problem::field(&["domain"], "is needed, or inbox_id: a rule for everything is a stop"));
-    }
-    let domain = match &asked.domain {
-        Some(domain) => {
-            let probe = format!("x@{}", domain.trim()).parse::<crate::address::Address>();
-            let probe = probe.map_err(|e| Problem::field(&["domain"], e.to_string()))?;
-            Some(probe.domain().to_owned())
-        }
-        None => None,
-    };
-    if asked.reason.as_deref().is_some_and(|text| text.len() > 1_000 || text.contains('\0')) {
-        return Err(Problem::field(&["reason"], "takes at most 1,000 octets"));
-    }
-    let inbox = match &asked.inbox_id {
-        Some(id) => Some(caller.inbox(&app.floor, id).await?.key),
-        None => None,
-    };
-    let (actor, reason) = (caller.0.actor(), asked.reason);
-    let added = app.floor.store.write(move |tx| {
-        let (actor, reason, domain) = (actor.clone(), reason.clone(), domain.clone());
-        Box::pin(async move {
-            let rule = hold_rule::add(tx, inbox, domain.as_deref(), reason.as_deref(), &actor).await?;
-            if let Some(rule) = &rule {
-                let entry = audit::Entry {
-                    actor: &actor,
-                    run_id: None,
-                    action: "hold_rule.added",
-                    inbox,
-                    object: &rule.name(),
-                    detail: serde_json::json!({ "domain": domain }).to_string(),
-                };
-                audit::record(tx, entry).await?;
-            }
-            Ok::<_, StoreError>(rule)
-        })
-    });
-    let rule = added.await?.ok_or_else(|| {
-        Problem::forbidden("too_many_rules", format!("There are {} hold rules already.", hold_rule::MOST))
-            .fix("Remove one: DELETE /v1/queue/rules/{rule_id}.")
-    })?;
-    Ok(Json(rule_view(&app.floor, rule).await?))
-}
-
-/// Removes a rule and lets go of what it held.
-#[utoipa::path(
-    delete, path = "/v1/queue/rules/{rule_id}", tag = "queue",
-    params(("rule_id" = i64, Path)),
-    responses((status = 204), (status = 403, body = ErrorShape), (status = 404, body = ErrorShape))
-)]
-async fn remove_rule(
-    State(floor): State<Arc<Floor>>,
-    caller: Caller,
-    path: RawPath,
-    query: Query,
-) -> Answer<StatusCode> {
-    query.finish()?;
-    organization(&caller)?;
-    caller.require("message_update")?;
-    let missing = || Problem::not_found("Rule").fix("GET /v1/queue/rules lists them.");
-    let key: i64 = path.segment(3)?.parse().map_err(|_| missing())?;
-    let actor = caller.0.actor();
-    let removed = floor.store.write(move |tx| {
-        let actor = actor.clone();
-        Box::pin(async move {
-            if !hold_rule::remove(tx, key).await? {
-                return Ok(false);
-            }
-            let entry = audit::Entry {
-                actor: &actor,
-                run_id: None,
-                action: "hold_rule.removed",
-                inbox: None,
-                object: &format!("rule:{key}"),
-                detail: "{}".to_owned(),
-            };
-            audit::record(tx, entry).await?;
-            // The first rows at once; the queue lets go of the rest.
-            hold_rule::let_go(tx).await?;
-            Ok::<_, StoreError>(true)
-        })
-    });
-    if removed.await? { Ok(StatusCode::NO_CONTENT) } else { Err(missing()) }
 }

@@ -319,7 +319,8 @@ async fn hold(tx: &mut Tx, rows: &mut Vec<Delivery>) -> Result<(), StoreError> {
     }
     let mut free = Vec::with_capacity(rows.len());
     for row in rows.drain(..) {
-        match rules.iter().find(|rule| rule.holds(row.inbox, &row.domain)) {
+        let by_hand = row.held_by.is_some();
+        match rules.iter().find(|rule| !by_hand && rule.holds(row.inbox, &row.domain)) {
             Some(rule) => hold_rule::hold_claimed(tx, &row, &rule.name()).await?,
             None => free.push(row),
         }

@@ -5,6 +5,7 @@
 
 use super::{Delivery, from_row};
 use crate::clock::Millis;
+use crate::config::Choice;
 use crate::ids::InboxKey;
 use crate::store::page::Place;
 use crate::store::{StoreError, Topic, Tx, release};
@@ -140,6 +141,8 @@ pub enum Handling {
     Retry,
     /// Never; nobody is sent a bounce.
     Drop,
+    /// By this way from now on; `None`: as the configuration says.
+    Route(Option<Choice>),
 }
 
 /// Whether the row was in a state for it, and was changed.
@@ -149,6 +152,10 @@ pub async fn handle(
     handling: Handling,
     words: &str,
 ) -> Result<bool, StoreError> {
+    let words = match handling {
+        Handling::Route(choice) => choice.map_or("", Choice::text),
+        _ => words,
+    };
     let sql = match handling {
         Handling::Hold => {
             "UPDATE delivery SET state = 'held', held_by = 'operator', updated_at = $4
@@ -157,7 +164,7 @@ pub async fn handle(
         }
         Handling::Release => {
             "UPDATE delivery SET state = CASE WHEN attempts = 0 AND next_attempt_at > $4 THEN 'scheduled' ELSE 'due' END,
-                    held_by = NULL, updated_at = $4
+                    held_by = 'released', updated_at = $4
              WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'held' AND $5 <> ''"
         }
         Handling::Retry => {
@@ -168,6 +175,11 @@ pub async fn handle(
             "UPDATE delivery SET state = 'canceled', held_by = NULL, last_reply = $5, updated_at = $4
              WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3
                AND state IN ('due', 'deferred', 'scheduled', 'held')"
+        }
+        Handling::Route(_) => {
+            "UPDATE delivery SET via = CASE WHEN $5 = '' THEN NULL ELSE $5 END, updated_at = $4
+             WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3
+               AND state IN ('due', 'deferred', 'scheduled', 'held') AND route = 'relay'"
         }
     };
     let args = [
