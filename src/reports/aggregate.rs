@@ -6,7 +6,7 @@ use mail_auth::report::{
 };
 
 use super::destination::value;
-use super::outgoing::{Letterhead, Period};
+use super::letterhead::{Letterhead, Period};
 use crate::deliver::compose::{self, Composition, OutgoingAttachment};
 
 /// The XML of a report.

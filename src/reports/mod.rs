@@ -12,6 +12,7 @@
 mod aggregate;
 mod destination;
 mod dmarc;
+mod letterhead;
 mod outgoing;
 mod tally;
 mod tls;

@@ -14,7 +14,8 @@ use mail_builder::mime::{BodyPart, MimePart};
 use serde_json::{Value, json};
 
 use super::destination::{self, Destination};
-use super::outgoing::{Letterhead, Period, SendError, finish, gzip, shown};
+use super::letterhead::{Letterhead, Period, gzip};
+use super::outgoing::{SendError, finish, shown};
 use crate::clock::{DAY, rfc3339};
 use crate::deliver::compose::{self, Boundaries, Composition};
 use crate::deliver::header::{HeaderName, HeaderValue};

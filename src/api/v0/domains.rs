@@ -1,4 +1,4 @@
-//! Domains: added, shown with their records, verified, removed. With and without a pod in the path.
+//! Domains: added, shown with their records, verified, removed. What stands under a pod is in `pods`.
 //!
 //! A domain that was added is used only while it is verified, which takes records that only its owner can set:
 //! its DKIM keys are made for this claim. A name has one claim; one that failed gives way to the next. What a
@@ -44,10 +44,6 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(get, update, delete))
         .routes(routes!(zone_file))
         .routes(routes!(verify_one))
-        .routes(routes!(list_of_pod, create_in_pod))
-        .routes(routes!(get_of_pod, update_of_pod, delete_of_pod))
-        .routes(routes!(zone_file_of_pod))
-        .routes(routes!(verify_of_pod))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -233,7 +229,11 @@ async fn list(
     page_of(&floor, &caller, query).await
 }
 
-async fn page_of(floor: &Floor, caller: &Caller, mut query: Query) -> Answer<Json<ListDomainsResponse>> {
+pub(super) async fn page_of(
+    floor: &Floor,
+    caller: &Caller,
+    mut query: Query,
+) -> Answer<Json<ListDomainsResponse>> {
     caller.require("domain_read")?;
     let page = Listing::Domains.page(&mut query)?;
     query.finish()?;
@@ -282,7 +282,11 @@ struct Claim {
     actor: String,
 }
 
-async fn add(floor: &Floor, caller: &Caller, request: CreateDomainRequest) -> Answer<Json<DomainView>> {
+pub(super) async fn add(
+    floor: &Floor,
+    caller: &Caller,
+    request: CreateDomainRequest,
+) -> Answer<Json<DomainView>> {
     caller.require_admin("Domains")?;
     caller.require("domain_create")?;
     let wrong = || Problem::field(&["domain"], "takes a domain name such as agents.example.org");
@@ -372,7 +376,7 @@ async fn get(
     show(&floor, &caller, &path.segment(2)?).await
 }
 
-async fn show(floor: &Floor, caller: &Caller, id: &str) -> Answer<Json<DomainView>> {
+pub(super) async fn show(floor: &Floor, caller: &Caller, id: &str) -> Answer<Json<DomainView>> {
     caller.require("domain_read")?;
     let (domain, keys) = find(floor, caller, id).await?;
     Ok(Json(view(&floor.config, &domain, &keys)))
@@ -393,7 +397,7 @@ async fn update(
     change(&floor, &caller, &path.segment(2)?, request).await
 }
 
-async fn change(
+pub(super) async fn change(
     floor: &Floor,
     caller: &Caller,
     id: &str,
@@ -465,7 +469,7 @@ async fn delete(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) 
     remove(&floor, &caller, &path.segment(2)?).await
 }
 
-async fn remove(floor: &Floor, caller: &Caller, id: &str) -> Answer<StatusCode> {
+pub(super) async fn remove(floor: &Floor, caller: &Caller, id: &str) -> Answer<StatusCode> {
     let (found, _) = find(floor, caller, id).await?;
     caller.require("domain_delete")?;
     if found.configured {
@@ -507,7 +511,7 @@ async fn zone_file(
     zone_of(&floor, &caller, &path.segment(2)?).await
 }
 
-async fn zone_of(floor: &Floor, caller: &Caller, id: &str) -> Answer<Response> {
+pub(super) async fn zone_of(floor: &Floor, caller: &Caller, id: &str) -> Answer<Response> {
     caller.require("domain_read")?;
     let (domain, keys) = find(floor, caller, id).await?;
     let subject = Subject { name: &domain.name, features: domain.features };
@@ -527,112 +531,9 @@ async fn verify_one(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPa
     verified(&floor, &caller, &path.segment(2)?).await
 }
 
-async fn verified(floor: &Floor, caller: &Caller, id: &str) -> Answer<StatusCode> {
+pub(super) async fn verified(floor: &Floor, caller: &Caller, id: &str) -> Answer<StatusCode> {
     let (found, _) = find(floor, caller, id).await?;
     caller.require("domain_update")?;
     verify::check(floor, &found.name, Occasion::Asked).await?.ok_or_else(none)?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// The domains of a pod.
-#[utoipa::path(
-    get, path = "/v0/pods/{pod_id}/domains", tag = "domains", params(("pod_id" = String, Path), PageParams),
-    responses((status = 200, body = ListDomainsResponse), (status = 404, body = ErrorShape))
-)]
-async fn list_of_pod(
-    State(floor): State<Arc<Floor>>,
-    caller: Caller,
-    path: RawPath,
-    query: Query,
-) -> Answer<Json<ListDomainsResponse>> {
-    let caller = caller.within(&floor, &path).await?;
-    page_of(&floor, &caller, query).await
-}
-
-/// Adds a domain to a pod: no other pod sees or uses it.
-#[utoipa::path(
-    post, path = "/v0/pods/{pod_id}/domains", tag = "domains", params(("pod_id" = String, Path)),
-    request_body = CreateDomainRequest,
-    responses((status = 200, body = DomainView), (status = 400, body = ErrorShape), (status = 403, body = ErrorShape))
-)]
-async fn create_in_pod(
-    State(floor): State<Arc<Floor>>,
-    caller: Caller,
-    path: RawPath,
-    JsonBody(request): JsonBody<CreateDomainRequest>,
-) -> Answer<Json<DomainView>> {
-    let caller = caller.within(&floor, &path).await?;
-    add(&floor, &caller, request).await
-}
-
-/// One domain of a pod with its records.
-#[utoipa::path(
-    get, path = "/v0/pods/{pod_id}/domains/{domain_id}", tag = "domains",
-    params(("pod_id" = String, Path), ("domain_id" = String, Path)),
-    responses((status = 200, body = DomainView), (status = 404, body = ErrorShape))
-)]
-async fn get_of_pod(
-    State(floor): State<Arc<Floor>>,
-    caller: Caller,
-    path: RawPath,
-    query: Query,
-) -> Answer<Json<DomainView>> {
-    query.finish()?;
-    let caller = caller.within(&floor, &path).await?;
-    show(&floor, &caller, &path.segment(4)?).await
-}
-
-/// Changes what a domain of a pod does.
-#[utoipa::path(
-    patch, path = "/v0/pods/{pod_id}/domains/{domain_id}", tag = "domains",
-    params(("pod_id" = String, Path), ("domain_id" = String, Path)), request_body = UpdateDomainRequest,
-    responses((status = 200, body = DomainView), (status = 404, body = ErrorShape))
-)]
-async fn update_of_pod(
-    State(floor): State<Arc<Floor>>,
-    caller: Caller,
-    path: RawPath,
-    JsonBody(request): JsonBody<UpdateDomainRequest>,
-) -> Answer<Json<DomainView>> {
-    let caller = caller.within(&floor, &path).await?;
-    change(&floor, &caller, &path.segment(4)?, request).await
-}
-
-/// Removes a domain of a pod.
-#[utoipa::path(
-    delete, path = "/v0/pods/{pod_id}/domains/{domain_id}", tag = "domains",
-    params(("pod_id" = String, Path), ("domain_id" = String, Path)),
-    responses((status = 204), (status = 403, body = ErrorShape), (status = 404, body = ErrorShape))
-)]
-async fn delete_of_pod(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<StatusCode> {
-    let caller = caller.within(&floor, &path).await?;
-    remove(&floor, &caller, &path.segment(4)?).await
-}
-
-/// The records of a domain of a pod as a BIND zone file.
-#[utoipa::path(
-    get, path = "/v0/pods/{pod_id}/domains/{domain_id}/zone-file", tag = "domains",
-    params(("pod_id" = String, Path), ("domain_id" = String, Path)),
-    responses((status = 200, body = String, content_type = "text/dns"), (status = 404, body = ErrorShape))
-)]
-async fn zone_file_of_pod(
-    State(floor): State<Arc<Floor>>,
-    caller: Caller,
-    path: RawPath,
-    query: Query,
-) -> Answer<Response> {
-    query.finish()?;
-    let caller = caller.within(&floor, &path).await?;
-    zone_of(&floor, &caller, &path.segment(4)?).await
-}
-
-/// Looks at the records of a domain of a pod now.
-#[utoipa::path(
-    post, path = "/v0/pods/{pod_id}/domains/{domain_id}/verify", tag = "domains",
-    params(("pod_id" = String, Path), ("domain_id" = String, Path)),
-    responses((status = 204), (status = 404, body = ErrorShape))
-)]
-async fn verify_of_pod(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<StatusCode> {
-    let caller = caller.within(&floor, &path).await?;
-    verified(&floor, &caller, &path.segment(4)?).await
 }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::inboxes::is_client_id;
-use super::{inboxes, keys, threads};
+use super::{domains, inboxes, keys, threads};
 use crate::api::App;
 use crate::api::auth::Caller;
 use crate::api::body::JsonBody;
@@ -39,6 +40,10 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(get_thread))
         .routes(routes!(list_keys, create_key))
         .routes(routes!(get_key, update_key, delete_key))
+        .routes(routes!(list_domains, create_domain))
+        .routes(routes!(get_domain, update_domain, delete_domain))
+        .routes(routes!(zone_file))
+        .routes(routes!(verify_domain))
 }
 
 const MAX_NAME: usize = 256;
@@ -410,4 +415,107 @@ async fn update_key(
 async fn delete_key(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<StatusCode> {
     let caller = caller.within(&floor, &path).await?;
     keys::remove(&floor, caller, None, path.segment(4)?).await
+}
+
+/// The domains of a pod.
+#[utoipa::path(
+    get, path = "/v0/pods/{pod_id}/domains", tag = "domains", params(("pod_id" = String, Path), PageParams),
+    responses((status = 200, body = domains::ListDomainsResponse), (status = 404, body = ErrorShape))
+)]
+async fn list_domains(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    query: Query,
+) -> Answer<Json<domains::ListDomainsResponse>> {
+    let caller = caller.within(&floor, &path).await?;
+    domains::page_of(&floor, &caller, query).await
+}
+
+/// Adds a domain to a pod: no other pod sees or uses it.
+#[utoipa::path(
+    post, path = "/v0/pods/{pod_id}/domains", tag = "domains", params(("pod_id" = String, Path)),
+    request_body = domains::CreateDomainRequest,
+    responses((status = 200, body = domains::DomainView), (status = 400, body = ErrorShape), (status = 403, body = ErrorShape))
+)]
+async fn create_domain(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    JsonBody(request): JsonBody<domains::CreateDomainRequest>,
+) -> Answer<Json<domains::DomainView>> {
+    let caller = caller.within(&floor, &path).await?;
+    domains::add(&floor, &caller, request).await
+}
+
+/// One domain of a pod with its records.
+#[utoipa::path(
+    get, path = "/v0/pods/{pod_id}/domains/{domain_id}", tag = "domains",
+    params(("pod_id" = String, Path), ("domain_id" = String, Path)),
+    responses((status = 200, body = domains::DomainView), (status = 404, body = ErrorShape))
+)]
+async fn get_domain(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    query: Query,
+) -> Answer<Json<domains::DomainView>> {
+    query.finish()?;
+    let caller = caller.within(&floor, &path).await?;
+    domains::show(&floor, &caller, &path.segment(4)?).await
+}
+
+/// Changes what a domain of a pod does.
+#[utoipa::path(
+    patch, path = "/v0/pods/{pod_id}/domains/{domain_id}", tag = "domains",
+    params(("pod_id" = String, Path), ("domain_id" = String, Path)), request_body = domains::UpdateDomainRequest,
+    responses((status = 200, body = domains::DomainView), (status = 404, body = ErrorShape))
+)]
+async fn update_domain(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    JsonBody(request): JsonBody<domains::UpdateDomainRequest>,
+) -> Answer<Json<domains::DomainView>> {
+    let caller = caller.within(&floor, &path).await?;
+    domains::change(&floor, &caller, &path.segment(4)?, request).await
+}
+
+/// Removes a domain of a pod.
+#[utoipa::path(
+    delete, path = "/v0/pods/{pod_id}/domains/{domain_id}", tag = "domains",
+    params(("pod_id" = String, Path), ("domain_id" = String, Path)),
+    responses((status = 204), (status = 403, body = ErrorShape), (status = 404, body = ErrorShape))
+)]
+async fn delete_domain(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<StatusCode> {
+    let caller = caller.within(&floor, &path).await?;
+    domains::remove(&floor, &caller, &path.segment(4)?).await
+}
+
+/// The records of a domain of a pod as a BIND zone file.
+#[utoipa::path(
+    get, path = "/v0/pods/{pod_id}/domains/{domain_id}/zone-file", tag = "domains",
+    params(("pod_id" = String, Path), ("domain_id" = String, Path)),
+    responses((status = 200, body = String, content_type = "text/dns"), (status = 404, body = ErrorShape))
+)]
+async fn zone_file(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    query: Query,
+) -> Answer<Response> {
+    query.finish()?;
+    let caller = caller.within(&floor, &path).await?;
+    domains::zone_of(&floor, &caller, &path.segment(4)?).await
+}
+
+/// Looks at the records of a domain of a pod now.
+#[utoipa::path(
+    post, path = "/v0/pods/{pod_id}/domains/{domain_id}/verify", tag = "domains",
+    params(("pod_id" = String, Path), ("domain_id" = String, Path)),
+    responses((status = 204), (status = 404, body = ErrorShape))
+)]
+async fn verify_domain(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<StatusCode> {
+    let caller = caller.within(&floor, &path).await?;
+    domains::verified(&floor, &caller, &path.segment(4)?).await
 }
