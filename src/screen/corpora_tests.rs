@@ -50,7 +50,11 @@ pub(super) fn check_invariants(raw: &[u8], read: &Structure, name: &str) {
     for (index, part) in read.parts.iter().enumerate() {
         assert!(part.header_at <= part.body_at && part.body_at <= part.end, "{name}: part {index}");
         assert!(part.end <= raw.len() as u64, "{name}: part {index}");
-        assert!(part.parent.is_none_or(|parent| (parent as usize) < index), "{name}: part {index}");
+        if let Some(parent) = part.parent {
+            assert!((parent as usize) < index, "{name}: part {index}");
+            let parent = &read.parts[parent as usize];
+            assert!(parent.body_at <= part.header_at && part.end <= parent.end, "{name}: part {index}");
+        }
         let octets = decode_part(raw, read, index as u32);
         assert_eq!(octets.len() as u64, part.size, "{name}: part {index}");
         assert!(!decode_text(raw, read, index as u32).contains('\0'));

@@ -174,9 +174,10 @@ impl<'a> Walk<'a> {
     }
 
     fn end_part(&mut self, index: u32, end: usize) {
+        // A delimiter right below a header leaves an empty body, not a negative one; what holds that part reaches as far.
+        // The last part is this one or the last inside it.
+        let end = (end as u64).max(self.parts.last().map_or(0, |last| last.end));
         if let Some(part) = self.parts.get_mut(index as usize) {
-            // A delimiter right below the header leaves an empty body, not a negative one.
-            let end = (end as u64).max(part.body_at);
             part.end = end;
             let body = self.raw.get(part.body_at as usize..end as usize).unwrap_or_default();
             part.size = decode::transfer_len(body, part.encoding) as u64;

@@ -106,6 +106,16 @@ fn a_part_without_an_empty_line_does_not_swallow_the_next() {
     assert_eq!(decode_text(raw, &read, 2), "two\n");
 }
 
+/// The fuzzer's finding: the outer delimiter right below an inner header. The inner multipart ended before its child.
+#[test]
+fn a_part_that_is_all_header_lies_in_what_holds_it() {
+    let raw = b"Content-Type: multipart/mixed; boundary=a\n\n--a\nContent-Type: multipart/alternative; boundary=b\n\n--b\nContent-Type: text/html\n--a\n\ntwo\n--a--\n";
+    let read = structure(raw);
+    assert_eq!(types(&read), ["multipart/mixed", "multipart/alternative", "text/html", "text/plain"]);
+    corpora_tests::check_invariants(raw, &read, "all header");
+    assert_eq!(decode_text(raw, &read, 3), "two");
+}
+
 /// CVE-2026-26312 and its kin: nesting and part floods. The message is handed out unparsed, and still says
 /// who claims to have sent it.
 #[test]
@@ -248,6 +258,7 @@ fn hostile() -> impl Strategy<Value = Vec<u8>> {
         "--b\r\n",
         "--b--\r\n",
         "--b b\r\n",
+        "--b b\r\nContent-Type: text/plain\r\n--b\r\n",
         "\r\n",
         "\n",
         "\r",
