@@ -18,9 +18,28 @@ use crate::store::delivery::Delivery;
 /// Octets of the original's header that are shown.
 const MAX_HEADER: usize = 16 * 1024;
 
-/// The bounce of one delivery, or `None` where an address of it cannot be one (which is our mistake).
+/// What an agent is told of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    Failed,
+    /// It goes on being tried, until the delivery's `expires_at`.
+    Delayed,
+}
+
+impl Action {
+    /// RFC 3464 §2.3.3.
+    fn text(self) -> &'static str {
+        match self {
+            Action::Failed => "failed",
+            Action::Delayed => "delayed",
+        }
+    }
+}
+
+/// The notification of one delivery, or `None` where an address of it cannot be one (which is our mistake).
 pub(crate) fn compose(
     hostname: &str,
+    action: Action,
     delivery: &Delivery,
     outcome: &Outcome,
     original: &[u8],
@@ -32,15 +51,19 @@ pub(crate) fn compose(
     let parsed = mail_parser::MessageParser::new().parse_headers(header.as_bytes());
     let subject = parsed.as_ref().and_then(|m| m.subject()).unwrap_or_default().to_owned();
     let original_id = parsed.as_ref().and_then(|m| m.message_id()).map(str::to_owned);
-    let message_id = format!("{}.bounce@{}", delivery.id(), to.domain());
+    let (name, title) = match action {
+        Action::Failed => ("bounce", "Undelivered"),
+        Action::Delayed => ("delay", "Delayed"),
+    };
+    let message_id = format!("{}.{name}@{}", delivery.id(), to.domain());
     let composition = Composition {
         from: (Some("Mail Delivery System".to_owned()), from),
         to: vec![(None, to)],
         cc: vec![],
         reply_to: vec![],
         subject: match subject.is_empty() {
-            true => "Undelivered mail".to_owned(),
-            false => format!("Undelivered: {subject}"),
+            true => format!("{title} mail"),
+            false => format!("{title}: {subject}"),
         },
         text: None,
         html: None,
@@ -53,8 +76,8 @@ pub(crate) fn compose(
         auto_submitted: Some(AutoSubmitted::Replied),
     };
     let parts = vec![
-        compose::text_part("text/plain", &explanation(delivery, outcome, &subject)),
-        status_part(status_fields(hostname, delivery, outcome)),
+        compose::text_part("text/plain", &explanation(action, delivery, outcome, &subject)),
+        status_part(status_fields(hostname, action, delivery, outcome)),
         compose::text_part("text/rfc822-headers", &header),
     ];
     let boundaries = Boundaries { seed: message_id };
@@ -63,36 +86,56 @@ pub(crate) fn compose(
 }
 
 /// What a person, or a model, should know first.
-fn explanation(delivery: &Delivery, outcome: &Outcome, subject: &str) -> String {
+fn explanation(action: Action, delivery: &Delivery, outcome: &Outcome, subject: &str) -> String {
     let who = match outcome.host() {
         Some(host) => format!("The server {host} said"),
         None => "The reason".to_owned(),
     };
-    // Not how often it was tried: a crash between the report and its row raises the count.
-    let since = rfc3339(delivery.created_at);
-    let advice = if outcome.suppresses() {
-        "\nThe address was added to the suppression list: further mail to it is refused until it is removed.\n"
-    } else {
-        ""
+    let fate = match action {
+        Action::Failed => "could not be delivered",
+        Action::Delayed => "is not delivered yet",
     };
+    let advice = match action {
+        Action::Delayed => {
+            let until = rfc3339(delivery.expires_at);
+            format!("\nIt is tried again until {until}. Nothing has to be sent again.\n")
+        }
+        Action::Failed if outcome.suppresses() => {
+            "\nThe address was added to the suppression list: further mail to it \
+                                                   is refused until it is removed.\n"
+                .to_owned()
+        }
+        Action::Failed => String::new(),
+    };
+    // Not how often it was tried: a crash between the report and its row raises the count.
     format!(
-        "Your message \"{subject}\" could not be delivered to {} (sent {since}).\n\n{who}:\n\n    {} (status {})\n{advice}",
-        delivery.recipient, outcome.text, outcome.status
+        "Your message \"{subject}\" {fate} to {} (sent {}).\n\n{who}:\n\n    {} (status {})\n{advice}",
+        delivery.recipient,
+        rfc3339(delivery.created_at),
+        outcome.text,
+        outcome.status
     )
 }
 
 /// RFC 3464 §2.2 and §2.3.
-fn status_fields(hostname: &str, delivery: &Delivery, outcome: &Outcome) -> String {
+fn status_fields(hostname: &str, action: Action, delivery: &Delivery, outcome: &Outcome) -> String {
     let mut text = format!("Reporting-MTA: dns; {hostname}\r\n\r\n");
     text.push_str(&format!("Final-Recipient: {}\r\n", typed_address(&delivery.recipient)));
-    text.push_str("Action: failed\r\n");
-    // A delivery that expired was deferred until then; for the reader it is final (RFC 3463 §2: class 5).
-    let status = outcome.status.strip_prefix("4.").map_or(outcome.status.clone(), |rest| format!("5.{rest}"));
+    text.push_str(&format!("Action: {}\r\n", action.text()));
+    let status = match outcome.status.strip_prefix("4.") {
+        // A delivery that expired was deferred until then; for the reader it is final (RFC 3463 §2: class 5).
+        Some(rest) if action == Action::Failed => format!("5.{rest}"),
+        _ => outcome.status.clone(),
+    };
     text.push_str(&format!("Status: {status}\r\n"));
     if let Some(host) = outcome.host() {
         text.push_str(&format!("Remote-MTA: dns; {host}\r\n"));
         let words: String = outcome.text.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect();
         text.push_str(&format!("Diagnostic-Code: smtp; {}\r\n", fold(&words)));
+    }
+    if action == Action::Delayed {
+        let until = mail_builder::headers::date::Date::new(delivery.expires_at.div_euclid(1_000));
+        text.push_str(&format!("Will-Retry-Until: {}\r\n", until.to_rfc822()));
     }
     text
 }
@@ -168,6 +211,7 @@ mod tests {
             thread_key: 5,
             sender: "ada@agents.example".into(),
             size: 6,
+            notice_at: None,
         }
     }
 
@@ -180,7 +224,9 @@ mod tests {
         outcome.via =
             Some(Via { host: "mx.remote.example".into(), address: ([192, 0, 2, 1], 25).into(), tls: None });
         outcome.personal = true;
-        let raw = compose("mx.agents.example", &delivery(), &outcome, ORIGINAL, 1_795_230_245_000).unwrap();
+        let raw =
+            compose("mx.agents.example", Action::Failed, &delivery(), &outcome, ORIGINAL, 1_795_230_245_000)
+                .unwrap();
         let m = MessageParser::new().parse(&raw).unwrap();
         assert_eq!(m.subject(), Some("Undelivered: Grüße"));
         assert_eq!(m.in_reply_to().as_text(), Some("sent@agents.example"));
@@ -198,12 +244,27 @@ mod tests {
         assert!(!text.contains("secret body") && !text.contains("\r\nBcc: eve"), "{text}");
     }
 
+    /// What our own reader takes for a delay, a remote's reader does too: nothing is suppressed, nothing has failed.
+    #[test]
+    fn a_delay_is_no_failure() {
+        let outcome = Outcome::deferred("4.4.1", "nobody answers");
+        let late = Delivery { expires_at: 1_795_662_245_000, ..delivery() };
+        let raw = compose("mx.agents.example", Action::Delayed, &late, &outcome, ORIGINAL, 0).unwrap();
+        let read = crate::screen::bounce::read(&raw, &crate::screen::structure(&raw)).unwrap();
+        assert_eq!(read.recipients[0].kind, crate::screen::bounce::BounceKind::Delay);
+        assert_eq!(read.recipients[0].status.as_deref(), Some("4.4.1"));
+        let text = String::from_utf8_lossy(&raw);
+        assert_eq!(MessageParser::new().parse(&raw).unwrap().subject(), Some("Delayed: Grüße"));
+        assert!(text.contains("Will-Retry-Until: Wed, 25 Nov 2026 "), "{text}");
+        assert!(text.contains("tried again until 2026-11-25T"), "{text}");
+    }
+
     #[test]
     fn the_same_failure_reported_twice_differs_in_its_date_alone() {
         let outcome = Outcome::failed("5.1.1", "no");
         let bounce = |now, attempts| {
             let delivery = Delivery { attempts, ..delivery() };
-            let raw = compose("mx", &delivery, &outcome, ORIGINAL, now).unwrap();
+            let raw = compose("mx", Action::Failed, &delivery, &outcome, ORIGINAL, now).unwrap();
             let text = String::from_utf8(raw).unwrap();
             text.split_once("\r\n").map(|(date, rest)| (date.to_owned(), rest.to_owned())).unwrap()
         };

@@ -72,10 +72,19 @@ pub struct Recipient {
     pub operator: bool,
     /// What counts for mail that comes to it.
     pub policy: Policy,
-    /// It came by a return path that we made for this message.
-    pub answers: Option<i64>,
+    /// It came by a return path that we made.
+    pub answers: Option<Answered>,
     /// It came by the address at which the recipient of this message (its Message-ID's left side) takes leave.
     pub unsubscribes: Option<String>,
+}
+
+/// What mail to a return path is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answered {
+    pub message_key: i64,
+    /// The delivery whose return path it is: its domain's recipients are those of whom it may report. `None` for a
+    /// notification of our own.
+    pub delivery_key: Option<i64>,
 }
 
 impl Recipient {
@@ -212,9 +221,10 @@ pub async fn route(floor: &Floor, address: &Address) -> Result<Route, InboxError
     let first = first.map(|domain| operator_address(domain));
     let names: Vec<String> = [Some(key), operator, first, bare].into_iter().flatten().collect();
     let found = match (answered, &leave) {
-        (Some((key, message_key)), _) => {
-            let found = floor.store.read(move |tx| Box::pin(inbox::by_key(tx, key))).await?;
-            found.map(|inbox| (inbox, Some(message_key)))
+        (Some(of), _) => {
+            let found = floor.store.read(move |tx| Box::pin(inbox::by_key(tx, of.inbox))).await?;
+            let answered = Answered { message_key: of.message_key, delivery_key: Some(of.delivery_key) };
+            found.map(|inbox| (inbox, Some(answered)))
         }
         (None, Some((key, _))) => {
             let key = *key;
@@ -584,6 +594,7 @@ pub async fn deliver_bounce(
     let mut incoming = incoming(floor, structure, Verdict::local(daemon), None, &raw);
     // What we have to say is not too long for anybody.
     incoming.octets = 0;
+    incoming.reports = returned::reports(&raw, &incoming.structure);
     let body = floor.bodies.prepare(inbox.pod, &raw).await?;
     let recipient = Recipient {
         policy: Policy::new(&floor.config, &found),
@@ -591,7 +602,7 @@ pub async fn deliver_bounce(
         inbox_address: found.address,
         address,
         operator: found.operator,
-        answers: Some(message_key),
+        answers: Some(Answered { message_key, delivery_key: None }),
         unsubscribes: None,
     };
     let job = Arc::new((incoming, recipient, body));

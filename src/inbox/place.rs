@@ -6,7 +6,7 @@
 
 use super::policy::{self, Author, Fate, Objection};
 use super::threading::{self, Found};
-use super::{Incoming, Recipient, subject, takes_reports};
+use super::{Answered, Incoming, Recipient, subject, takes_reports};
 use crate::address::Address;
 use crate::ids::InboxKey;
 use crate::screen::kind::Kind;
@@ -58,7 +58,7 @@ pub(super) async fn place(
     let Some(reserved) = inbox::reserve(tx, key, 3).await? else { return Ok(Placed::Gone) };
     let mut found = threading::find(tx, key, &recipient.inbox_address, incoming, body).await?;
     let mut of_server = false;
-    if let Some(of_message) = recipient.answers {
+    if let Some(Answered { message_key: of_message, .. }) = recipient.answers {
         // Mail to a return path that we made: it belongs to what it answers, whatever it cites.
         if let Some(sent) = message::by_key(tx, key, of_message).await? {
             of_server = sent.is_by_server();
@@ -105,9 +105,10 @@ pub(super) async fn place(
 /// What the message reports about mail of ours, written to its deliveries; `false` where all of it was known.
 async fn hear(tx: &mut Tx, incoming: &Incoming, recipient: &Recipient) -> Result<bool, StoreError> {
     let mut known = 0;
-    if let Some(of_message) = recipient.answers {
+    if let Some(Answered { message_key, delivery_key: Some(delivery_key) }) = recipient.answers {
+        let proof = Proof::Token { delivery_key };
         for report in &incoming.reports {
-            let heard = outcome::returned(tx, recipient.inbox, of_message, report, Proof::Token).await?;
+            let heard = outcome::returned(tx, recipient.inbox, message_key, report, proof).await?;
             known += usize::from(heard == Heard::Known);
         }
     }
@@ -138,6 +139,8 @@ async fn treat(
             "complained"
         }
         // Ordinary mail to a return path is an answer like any other.
+        // Worth a look by whoever waits for an answer; nothing has failed.
+        (true, _) if !incoming.reports.is_empty() && incoming.reports.iter().all(is_delay) => "delayed",
         (true, Some(_)) if incoming.reports.is_empty() && incoming.meaning.kind == Kind::Person => "reply",
         (true, _) => "bounced",
         (false, Some(_)) => "reply",
@@ -170,6 +173,10 @@ async fn treat(
         treatment.work = None;
     }
     Ok(treatment)
+}
+
+fn is_delay(report: &outcome::Returned) -> bool {
+    report.what == outcome::Told::Late
 }
 
 /// Whether a report in the message counts as one: where it was asked for, and not from whom nothing is believed.

@@ -1,7 +1,8 @@
 //! What a bounce or a complaint means for the deliveries of the message that it answers.
 //!
-//! Believed only as far as the return path it came by: that names the message, so the worst that a forged
-//! report can do is to speak for recipients of that one message. It is read before the transaction.
+//! Believed only as far as the return path it came by: that names the message and the domain that it went to, so the
+//! worst that a forged report can do is to speak for that domain's recipients of that one message. It is read before
+//! the transaction.
 //!
 //! Providers send complaints to the address that is registered with them, which is the operator's. Such a report
 //! names the message by what it quotes. Our return path in it proves as much as mail to it would. A Message-ID alone
@@ -37,7 +38,8 @@ fn returned(recipient: BouncedRecipient, of_people: bool, feedback: Option<&str>
         BounceKind::Failure => Told::Failed,
         BounceKind::Complaint if of_people => Told::Complained,
         BounceKind::Complaint => return None,
-        BounceKind::Delay | BounceKind::Delivered => Told::NoNews,
+        BounceKind::Delay => Told::Late,
+        BounceKind::Delivered => Told::Arrived,
     };
     let class = match recipient.kind {
         BounceKind::Complaint => feedback.unwrap_or("abuse"),
@@ -73,8 +75,9 @@ pub(super) async fn complaint(
         return Ok(None);
     }
     for sender in origin.mail_from.iter().filter_map(|sender| sender.parse::<Address>().ok()) {
-        if let Some((inbox, message_key)) = return_path::check(&floor.secrets, sender.local()) {
-            return Ok(Some(Complaint { inbox, message_key, reports, proof: Proof::Token }));
+        if let Some(of) = return_path::check(&floor.secrets, sender.local()) {
+            let proof = Proof::Token { delivery_key: of.delivery_key };
+            return Ok(Some(Complaint { inbox: of.inbox, message_key: of.message_key, reports, proof }));
         }
     }
     let (Some(id), Some(from), true) = (origin.message_id, origin.from, verified) else { return Ok(None) };

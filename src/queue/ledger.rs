@@ -15,7 +15,7 @@ use crate::floor::Floor;
 use crate::gate::{self, Ended};
 use crate::screen::bounce;
 use crate::store::attempt::{self, Attempt};
-use crate::store::delivery::{self, Delivery, Settled};
+use crate::store::delivery::{self, Delivery, News, Settled};
 use crate::store::outcome::{self, Proof};
 use crate::store::{StoreError, Tx};
 
@@ -63,12 +63,8 @@ pub(super) async fn keep(floor: Arc<Floor>, node: Arc<str>, mut notes: mpsc::Rec
                 .write(move |tx| {
                     let (batch, node) = (batch.clone(), node.clone());
                     Box::pin(async move {
-                        let mut ends = Vec::with_capacity(batch.len());
-                        for entry in batch.iter() {
-                            if write(tx, &node, entry).await? {
-                                ends.extend(ended(entry));
-                            }
-                        }
+                        let written = write(tx, &node, &batch).await?;
+                        let ends: Vec<_> = written.into_iter().flat_map(ended).collect();
                         gate::note_outcomes(tx, &ends).await
                     })
                 })
@@ -112,39 +108,69 @@ fn ended(entry: &Entry) -> Vec<(&Delivery, Ended)> {
     ends
 }
 
-/// `false` where the result came too late to count.
-async fn write(tx: &mut Tx, node: &str, entry: &Entry) -> Result<bool, StoreError> {
-    let Entry { delivery, outcome, settled, complains } = entry;
-    if !delivery::settle(tx, node, delivery, settled).await? {
+/// The entries whose results count: not those that came too late. The rows first, in as few statements as there are
+/// kinds of them, since the longer this takes the more a crash makes others do twice.
+async fn write<'a>(tx: &mut Tx, node: &str, batch: &'a [Box<Entry>]) -> Result<Vec<&'a Entry>, StoreError> {
+    let results: Vec<_> = batch.iter().map(|entry| (&entry.delivery, &entry.settled)).collect();
+    let rows = delivery::settle(tx, node, &results).await?;
+    let (counts, late): (Vec<&Entry>, Vec<&Entry>) =
+        batch.iter().map(AsRef::as_ref).partition(|entry| rows.contains(&entry.delivery.key()));
+    for entry in late {
         // Another node took the row over while we were thought dead: its result counts.
-        tracing::warn!(delivery.id = delivery.id(), "the result of a delivery came too late");
-        return Ok(false);
+        tracing::warn!(delivery.id = entry.delivery.id(), "the result of a delivery came too late");
     }
-    attempt::record(tx, delivery.inbox, delivery.delivery_key, &attempt_of(node, entry, tx.now())).await?;
-    let (status, reply) = (settled.status.as_deref(), settled.reply.as_deref());
-    if settled.state == "deferred" && delivery::is_late(tx, delivery).await? {
-        delivery::announce(tx, delivery, "delivery.delayed", status, reply, settled.next_attempt_at).await?;
+    let now = tx.now();
+    let attempts: Vec<_> =
+        counts.iter().map(|entry| (&entry.delivery, attempt_of(node, entry, now))).collect();
+    attempt::record(tx, &attempts).await?;
+    let news: Vec<_> = counts.iter().flat_map(|entry| news(entry)).collect();
+    delivery::announce_all(tx, &news).await?;
+    for entry in &counts {
+        follow(tx, entry).await?;
     }
+    Ok(counts)
+}
+
+/// What the log says of it, beside `message.bounced`.
+fn news(entry: &Entry) -> Vec<News<'_>> {
+    let Entry { delivery, settled, .. } = entry;
+    let news = |event_type| News {
+        delivery,
+        event_type,
+        status: settled.status.as_deref(),
+        reply: settled.reply.as_deref(),
+        next_attempt_at: settled.next_attempt_at,
+    };
+    match settled.state {
+        "delivered" => vec![news("message.delivered")],
+        "deferred" if settled.told_late => vec![news("delivery.delayed"), news("delivery.deferred")],
+        "deferred" => vec![news("delivery.deferred")],
+        _ => Vec::new(),
+    }
+}
+
+/// What follows from a failure, or from a recipient who wants no more.
+async fn follow(tx: &mut Tx, entry: &Entry) -> Result<(), StoreError> {
+    let Entry { delivery, outcome, settled, complains } = entry;
     if settled.state == "failed" {
-        let (status, reply) = (status.unwrap_or_default(), reply.unwrap_or_default());
+        let (status, reply) =
+            (settled.status.as_deref().unwrap_or_default(), settled.reply.as_deref().unwrap_or_default());
         // What was deferred until it expired: the last answer's words are about a day, not about the recipient.
         let class = match outcome.fate {
             Fate::Failed => bounce::reason_of(status, reply).class_text(),
             _ => "expired",
         };
         outcome::bounced(tx, delivery, class, status, reply).await?;
-    } else {
-        let event_type = if settled.state == "delivered" { "message.delivered" } else { "delivery.deferred" };
-        delivery::announce(tx, delivery, event_type, status, reply, settled.next_attempt_at).await?;
     }
     if outcome.suppresses() {
         outcome::suppress(tx, delivery, "bounce", Some(&outcome.text)).await?;
     }
     if *complains && outcome.fate == Fate::Delivered {
-        outcome::complained(tx, delivery, "abuse", "simulated", Proof::Token).await?;
+        let proof = Proof::Token { delivery_key: delivery.delivery_key };
+        outcome::complained(tx, delivery, "abuse", "simulated", proof).await?;
         outcome::suppress(tx, delivery, "complaint", Some("simulated")).await?;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// The time is counted from the claim, the wait for the destination included.

@@ -371,12 +371,15 @@ async fn what_a_dead_process_left_is_sent_again_and_marked() {
         reply: None,
         next_attempt_at: None,
         maybe_duplicate: false,
+        told_late: false,
     };
     let written: Result<bool, StoreError> = floor
         .store
         .write(move |tx| {
             let (row, late) = (dead[0].clone(), late.clone());
-            Box::pin(async move { delivery::settle(tx, "the dead one", &row, &late).await })
+            Box::pin(
+                async move { Ok(!delivery::settle(tx, "the dead one", &[(&row, &late)]).await?.is_empty()) },
+            )
         })
         .await;
     assert!(!written.unwrap());

@@ -11,12 +11,13 @@ use tokio_util::sync::CancellationToken;
 use crate::address::Address;
 use crate::clock::Millis;
 use crate::config::{Choice, Relay as RelayConfig};
+use crate::deliver::bounce::{self, Action};
 use crate::deliver::capture::{self, Simulated};
 use crate::deliver::letter::{Desk, Letter};
 use crate::deliver::outcome::{Fate, Outcome};
 use crate::deliver::relay::{self, Attempt, Relay};
 use crate::deliver::site::NotNow;
-use crate::deliver::{bounce, return_path, schedule};
+use crate::deliver::{return_path, schedule};
 use crate::floor::Floor;
 use crate::ids::random_bytes;
 use crate::inbox::{self, InboxError};
@@ -134,7 +135,12 @@ impl Workshop {
         // A domain that only sends has its bounces come to one that receives: the token says whose they are.
         let elsewhere = || self.floor.config.domains.first().map(String::as_str);
         let domain = if self.floor.receives(domain) { domain } else { elsewhere()? };
-        let local = return_path::make(&self.floor.secrets, delivery.inbox, delivery.message_key);
+        let of = return_path::Returned {
+            inbox: delivery.inbox,
+            message_key: delivery.message_key,
+            delivery_key: delivery.delivery_key,
+        };
+        let local = return_path::make(&self.floor.secrets, of);
         format!("{local}@{domain}").parse().ok()
     }
 
@@ -163,17 +169,29 @@ impl Workshop {
         let jitter = f64::from(u16::from_le_bytes(random_bytes())) / f64::from(u16::MAX);
         let (mut settled, outcome) = decide(&delivery, outcome, now, &self.floor.config.relay, jitter);
         log(&delivery, &outcome, &settled);
-        if settled.state == "failed" && !self.file_bounce(&delivery, &outcome, now).await {
-            // The failure is not final before its bounce is filed: one more attempt finds the same.
-            settled =
-                Settled { state: "deferred", next_attempt_at: Some(now.saturating_add(60_000)), ..settled };
+        let is_late = delivery.notice_at.is_some_and(|at| at <= now);
+        match settled.state {
+            "failed" if !self.tell(Action::Failed, &delivery, &outcome, now).await => {
+                // The failure is not final before its bounce is filed: one more attempt finds the same.
+                settled = Settled {
+                    state: "deferred",
+                    next_attempt_at: Some(now.saturating_add(60_000)),
+                    ..settled
+                };
+            }
+            // What cannot be filed now is told after the next attempt.
+            "deferred" if is_late => {
+                settled.told_late = self.tell(Action::Delayed, &delivery, &outcome, now).await;
+            }
+            _ => {}
         }
         let entry = ledger::Entry { delivery, outcome, settled, complains };
         // The ledger ends after the last worker; if it is gone the row stays `attempting`, to be recovered.
         let _ = self.results.send(ledger::Note::Result(Box::new(entry))).await;
     }
 
-    async fn file_bounce(&self, delivery: &Delivery, outcome: &Outcome, now: Millis) -> bool {
+    /// Files a notification beside the message that it is about; `false` where that must be tried again.
+    async fn tell(&self, action: Action, delivery: &Delivery, outcome: &Outcome, now: Millis) -> bool {
         let floor = &self.floor;
         let _room = self.desk.room(delivery.size).await;
         let original = floor.bodies.load(&floor.store, delivery.inbox, delivery.message_key).await;
@@ -184,7 +202,8 @@ impl Workshop {
                 return false;
             }
         };
-        let Some(raw) = bounce::compose(&floor.config.hostname, delivery, outcome, &original, now) else {
+        let Some(raw) = bounce::compose(&floor.config.hostname, action, delivery, outcome, &original, now)
+        else {
             return true;
         };
         match inbox::deliver_bounce(floor, delivery.inbox, delivery.message_key, raw).await {
@@ -234,6 +253,7 @@ fn decide(
         }),
         next_attempt_at,
         maybe_duplicate: outcome.unheard && next_attempt_at.is_some(),
+        told_late: false,
     };
     (settled, outcome)
 }
@@ -285,6 +305,7 @@ mod tests {
             thread_key: 5,
             sender: "ada@agents.example".into(),
             size: 6,
+            notice_at: None,
         }
     }
 

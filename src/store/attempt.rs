@@ -1,6 +1,7 @@
 //! Every attempt to deliver, with the remote's words: what an operator asks for first. Kept for a month.
 
-use super::{StoreError, Tx};
+use super::delivery::Delivery;
+use super::{StoreError, Tx, Value};
 use crate::clock::Millis;
 use crate::ids::InboxKey;
 
@@ -27,33 +28,38 @@ pub struct Attempt {
     pub ended_at: Millis,
 }
 
-/// In the transaction that says what it came to.
-pub(crate) async fn record(
-    tx: &mut Tx,
-    inbox: InboxKey,
-    delivery_key: i64,
-    attempt: &Attempt,
-) -> Result<(), StoreError> {
-    let reply: Option<String> = attempt.reply.as_ref().map(|text| text.chars().take(MAX_REPLY).collect());
-    tx.execute(
+/// In the transaction that says what they came to.
+pub(crate) async fn record(tx: &mut Tx, attempts: &[(&Delivery, Attempt)]) -> Result<(), StoreError> {
+    let lists: Vec<Vec<Value>> = attempts
+        .iter()
+        .map(|(delivery, attempt)| {
+            let cut = |text: &String| text.chars().take(MAX_REPLY).collect::<String>();
+            vec![
+                delivery.inbox.pod.into(),
+                delivery.inbox.inbox.into(),
+                delivery.delivery_key.into(),
+                attempt.attempt.into(),
+                (&attempt.node).into(),
+                attempt.host.clone().into(),
+                attempt.address.clone().into(),
+                attempt.tls.clone().into(),
+                (&attempt.outcome).into(),
+                attempt.status.clone().into(),
+                attempt.reply.as_ref().map(cut).into(),
+                attempt.began_at.into(),
+                attempt.ended_at.into(),
+            ]
+        })
+        .collect();
+    tx.rows_of_each(
         "INSERT INTO delivery_attempt (pod_key, inbox_key, delivery_key, attempt, node, host, address, tls, outcome,
                                        status, reply, began_at, ended_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
-        &[
-            inbox.pod.into(),
-            inbox.inbox.into(),
-            delivery_key.into(),
-            attempt.attempt.into(),
-            (&attempt.node).into(),
-            attempt.host.clone().into(),
-            attempt.address.clone().into(),
-            attempt.tls.clone().into(),
-            (&attempt.outcome).into(),
-            attempt.status.clone().into(),
-            reply.into(),
-            attempt.began_at.into(),
-            attempt.ended_at.into(),
-        ],
+        "INSERT INTO delivery_attempt (pod_key, inbox_key, delivery_key, attempt, node, host, address, tls, outcome,
+                                       status, reply, began_at, ended_at)
+         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[], $7::text[],
+                              $8::text[], $9::text[], $10::text[], $11::text[], $12::bigint[], $13::bigint[])",
+        &lists,
     )
     .await?;
     Ok(())

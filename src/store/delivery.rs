@@ -7,14 +7,15 @@
 mod claim;
 mod operate;
 
+use std::collections::HashSet;
+
 use super::attempt::{self, Attempt};
 use super::event::{self, NewEvent};
-use super::{Row, StoreError, Topic, Tx};
+use super::{Row, StoreError, Topic, Tx, Value};
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
 
 pub use claim::{Claimed, Group, Turn, ahead, claim};
-pub(crate) use operate::is_late;
 pub use operate::{Filter, Handling, State, cancel, handle, next_attempt, page, place, summary};
 
 /// Who goes first, of what is due.
@@ -109,12 +110,19 @@ pub struct Delivery {
     pub sender: String,
     /// Octets of the message.
     pub size: i64,
+    /// When the sender is told that it is late; `None` once that was done.
+    pub notice_at: Option<Millis>,
 }
 
 impl Delivery {
     /// `dlv_…`
     pub fn id(&self) -> String {
         RowId { at: self.created_at, inbox: self.inbox, seq: self.delivery_key }.text(Prefix::Delivery)
+    }
+
+    /// What names the row: with its number, the inbox.
+    pub fn key(&self) -> (InboxKey, i64) {
+        (self.inbox, self.delivery_key)
     }
 
     /// `msg_…`: both were written by one transaction, at one time.
@@ -133,7 +141,7 @@ macro_rules! columns {
          coalesce((SELECT i.address FROM inbox i WHERE i.inbox_key = delivery.inbox_key), ''),
          coalesce((SELECT b.size FROM body b WHERE b.pod_key = delivery.pod_key
                    AND b.inbox_key = delivery.inbox_key AND b.message_key = delivery.message_key), 0),
-         priority, held_by, via, tls_optional"
+         priority, held_by, via, tls_optional, notice_at"
     };
 }
 use columns;
@@ -162,6 +170,7 @@ fn from_row(row: &Row) -> Result<Delivery, StoreError> {
         held_by: row.get(20)?,
         via: row.get(21)?,
         tls_optional: row.get(22)?,
+        notice_at: row.get(23)?,
     })
 }
 
@@ -234,24 +243,22 @@ pub struct Settled {
     pub next_attempt_at: Option<Millis>,
     /// The next attempt may bring the message a second time.
     pub maybe_duplicate: bool,
+    /// The sender was told that it is late.
+    pub told_late: bool,
 }
 
-/// Writes what an attempt came to; `false` when the row is no longer in that attempt (another node has it, or
-/// it is settled), and nothing was written.
+/// Writes what attempts came to. The rows that were written: not those that are no longer in that attempt, because another
+/// node has them or because they are settled.
 pub async fn settle(
     tx: &mut Tx,
     node: &str,
-    delivery: &Delivery,
-    settled: &Settled,
-) -> Result<bool, StoreError> {
-    let changed = tx
-        .execute(
-            "UPDATE delivery SET state = $6, last_status = $7, last_reply = $8,
-                    next_attempt_at = coalesce($9, next_attempt_at), node = NULL, attempting_since = NULL,
-                    maybe_duplicate = CASE WHEN $10 = 1 THEN 1 ELSE maybe_duplicate END, updated_at = $11
-             WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'attempting' AND node = $4
-               AND attempts = $5",
-            &[
+    results: &[(&Delivery, &Settled)],
+) -> Result<HashSet<(InboxKey, i64)>, StoreError> {
+    let now = tx.now();
+    let lists: Vec<Vec<Value>> = results
+        .iter()
+        .map(|(delivery, settled)| {
+            vec![
                 delivery.inbox.pod.into(),
                 delivery.inbox.inbox.into(),
                 delivery.delivery_key.into(),
@@ -262,15 +269,42 @@ pub async fn settle(
                 settled.reply.clone().into(),
                 settled.next_attempt_at.into(),
                 settled.maybe_duplicate.into(),
-                tx.now().into(),
-            ],
+                now.into(),
+                settled.told_late.into(),
+            ]
+        })
+        .collect();
+    let written = tx
+        .rows_of_each(
+            "UPDATE delivery SET state = $6, last_status = $7, last_reply = $8,
+                    next_attempt_at = coalesce($9, next_attempt_at), node = NULL, attempting_since = NULL,
+                    maybe_duplicate = CASE WHEN $10 = 1 THEN 1 ELSE maybe_duplicate END, updated_at = $11,
+                    notice_at = CASE WHEN $12 = 1 THEN NULL ELSE notice_at END
+             WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'attempting' AND node = $4
+               AND attempts = $5
+             RETURNING pod_key, inbox_key, delivery_key",
+            "UPDATE delivery SET state = r.state, last_status = r.status, last_reply = r.reply,
+                    next_attempt_at = coalesce(r.next, delivery.next_attempt_at), node = NULL, attempting_since = NULL,
+                    maybe_duplicate = CASE WHEN r.twice = 1 THEN 1 ELSE maybe_duplicate END, updated_at = r.now,
+                    notice_at = CASE WHEN r.told = 1 THEN NULL ELSE notice_at END
+             FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::text[],
+                         $8::text[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[])
+                  AS r (pod, inbox, key, node, attempts, state, status, reply, next, twice, now, told)
+             WHERE pod_key = r.pod AND inbox_key = r.inbox AND delivery_key = r.key AND delivery.state = 'attempting'
+               AND delivery.node = r.node AND delivery.attempts = r.attempts
+             RETURNING pod_key, inbox_key, delivery_key",
+            &lists,
         )
         .await?;
-    if settled.next_attempt_at.is_some() {
+    if results.iter().any(|(_, settled)| settled.next_attempt_at.is_some()) {
         // The queue sleeps until the next row is due: this may be the one.
         tx.wake(Topic::Queue);
     }
-    Ok(changed == 1)
+    written.iter().map(key_of).collect()
+}
+
+fn key_of(row: &Row) -> Result<(InboxKey, i64), StoreError> {
+    Ok((InboxKey { pod: row.get(0)?, inbox: row.get(1)? }, row.get(2)?))
 }
 
 /// The row was claimed and must not be tried: it never is, and the claim's attempt does not count.
@@ -434,24 +468,43 @@ pub async fn announce(
     reply: Option<&str>,
     next_attempt_at: Option<Millis>,
 ) -> Result<(), StoreError> {
-    let data = serde_json::json!({
-        "delivery_id": delivery.id(),
-        "recipient": delivery.recipient,
-        "route": delivery.route.text(),
-        "attempts": delivery.attempts,
-        "status": status,
-        "reply": reply,
-        "next_attempt_at": next_attempt_at,
-        "maybe_duplicate": delivery.maybe_duplicate,
+    announce_all(tx, &[News { delivery, event_type, status, reply, next_attempt_at }]).await
+}
+
+/// What the log is to say of a delivery.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct News<'a> {
+    pub(crate) delivery: &'a Delivery,
+    pub(crate) event_type: &'a str,
+    pub(crate) status: Option<&'a str>,
+    pub(crate) reply: Option<&'a str>,
+    pub(crate) next_attempt_at: Option<Millis>,
+}
+
+/// In their order.
+pub(crate) async fn announce_all(tx: &mut Tx, news: &[News<'_>]) -> Result<(), StoreError> {
+    let events = news.iter().map(|news| {
+        let delivery = news.delivery;
+        let data = serde_json::json!({
+            "delivery_id": delivery.id(),
+            "recipient": delivery.recipient,
+            "route": delivery.route.text(),
+            "attempts": delivery.attempts,
+            "status": news.status,
+            "reply": news.reply,
+            "next_attempt_at": news.next_attempt_at,
+            "maybe_duplicate": delivery.maybe_duplicate,
+        });
+        let event = NewEvent {
+            event_type: news.event_type,
+            thread_key: Some(delivery.thread_key),
+            message_key: Some(delivery.message_key),
+            data: data.to_string(),
+            ..NewEvent::default()
+        };
+        (delivery.inbox, event)
     });
-    let event = NewEvent {
-        event_type,
-        thread_key: Some(delivery.thread_key),
-        message_key: Some(delivery.message_key),
-        data: data.to_string(),
-        ..NewEvent::default()
-    };
-    event::append(tx, delivery.inbox, event).await
+    event::append_all(tx, events.collect()).await
 }
 
 /// A local delivery is done, in the transaction that files the message in its inbox. `false` when it was done
@@ -484,7 +537,7 @@ pub async fn delivered_locally(tx: &mut Tx, delivery: &Delivery) -> Result<bool,
             began_at: delivery.updated_at,
             ended_at: tx.now(),
         };
-        attempt::record(tx, delivery.inbox, delivery.delivery_key, &attempt).await?;
+        attempt::record(tx, &[(delivery, attempt)]).await?;
         announce(tx, delivery, "message.delivered", Some("2.1.5"), None, None).await?;
     }
     Ok(changed == 1)

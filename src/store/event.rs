@@ -1,7 +1,7 @@
 //! The one ordered log. An event commits unnumbered with its change; readers see numbered rows only, so a
 //! cursor never skips one that was still on its way (`stamp`).
 
-use super::{Row, StoreError, Topic, Tx};
+use super::{Row, StoreError, Topic, Tx, Value};
 use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
 use crate::principal::Scope;
@@ -39,20 +39,34 @@ pub struct NewEvent<'a> {
 }
 
 pub async fn append(tx: &mut Tx, inbox: InboxKey, event: NewEvent<'_>) -> Result<(), StoreError> {
-    let data = if event.data.is_empty() { "{}".to_owned() } else { event.data };
-    tx.execute(
+    append_all(tx, vec![(inbox, event)]).await
+}
+
+/// In their order.
+pub(crate) async fn append_all(tx: &mut Tx, events: Vec<(InboxKey, NewEvent<'_>)>) -> Result<(), StoreError> {
+    let now = tx.now();
+    let lists: Vec<Vec<Value>> = events
+        .into_iter()
+        .map(|(inbox, event)| {
+            vec![
+                inbox.pod.into(),
+                inbox.inbox.into(),
+                event.event_type.into(),
+                event.thread_key.into(),
+                event.message_key.into(),
+                event.item_key.into(),
+                if event.data.is_empty() { "{}".into() } else { event.data.into() },
+                now.into(),
+            ]
+        })
+        .collect();
+    tx.rows_of_each(
         "INSERT INTO event (pod_key, inbox_key, event_type, thread_key, message_key, item_key, data, created_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-        &[
-            inbox.pod.into(),
-            inbox.inbox.into(),
-            event.event_type.into(),
-            event.thread_key.into(),
-            event.message_key.into(),
-            event.item_key.into(),
-            data.into(),
-            tx.now().into(),
-        ],
+        "INSERT INTO event (pod_key, inbox_key, event_type, thread_key, message_key, item_key, data, created_at)
+         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[],
+                              $7::text[], $8::bigint[])",
+        &lists,
     )
     .await?;
     tx.wake(Topic::Events);

@@ -247,6 +247,31 @@ impl Tx {
         outcome.map_err(|e| self.noted(e))
     }
 
+    /// The same statement for many lists of arguments; every row that it gives. SQLite runs `sqlite` for one list after
+    /// the other, which costs it nothing more. PostgreSQL would pay a round trip for each, so `postgres` is one
+    /// statement that gets every column as an array, for `unnest($1, $2, …)`.
+    pub async fn rows_of_each(
+        &mut self,
+        sqlite: &'static str,
+        postgres: &'static str,
+        lists: &[Vec<Value>],
+    ) -> Result<Vec<Row>, StoreError> {
+        if lists.is_empty() {
+            return Ok(Vec::new());
+        }
+        let outcome = match &mut self.connection {
+            Connection::Sqlite(connection) => {
+                let mut found = Vec::new();
+                for args in lists {
+                    found.append(&mut sqlite::rows(connection, sqlite, args)?);
+                }
+                return Ok(found);
+            }
+            Connection::Postgres(connection) => postgres::rows_of_all(connection, postgres, lists).await,
+        };
+        outcome.map_err(|e| self.noted(e))
+    }
+
     /// The first row of a query, if there is one.
     pub async fn row(&mut self, sql: &'static str, args: &[Value]) -> Result<Option<Row>, StoreError> {
         Ok(self.rows(sql, args).await?.into_iter().next())

@@ -34,15 +34,17 @@ pub enum Told {
     DeadAddress,
     /// It was delivered, and the recipient wants no more of it.
     Complained,
-    /// It is late, or was delivered: nothing that anybody has to act on.
-    NoNews,
+    /// It is late, and goes on being tried.
+    Late,
+    Arrived,
 }
 
 /// What names the message that a report is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
-    /// The return path that we made for it: nobody who did not get the message can know it.
-    Token,
+    /// The return path that we made for one domain's recipients: nobody who did not get the message there can know it.
+    /// One of their deliveries.
+    Token { delivery_key: i64 },
     /// Its Message-ID, which everybody repeats who answers: enough to be told, not to act.
     MessageId,
 }
@@ -50,7 +52,7 @@ pub enum Proof {
 impl Proof {
     fn text(self) -> &'static str {
         match self {
-            Proof::Token => "return_path",
+            Proof::Token { .. } => "return_path",
             Proof::MessageId => "message_id",
         }
     }
@@ -75,14 +77,26 @@ pub(crate) async fn returned(
     report: &Returned,
     proof: Proof,
 ) -> Result<Heard, StoreError> {
-    if report.what == Told::NoNews {
-        return Ok(Heard::Known);
+    match report.what {
+        Told::Late => return Ok(Heard::News),
+        Told::Arrived => return Ok(Heard::Known),
+        Told::Failed | Told::DeadAddress | Told::Complained => {}
     }
     let all = delivery::of_message(tx, inbox, message_key).await?;
     let named = |row: &&Delivery| key(row).is_some_and(|key| report.recipients.contains(&key));
+    let domain = match proof {
+        Proof::Token { delivery_key } => {
+            let row = all.iter().find(|row| row.delivery_key == delivery_key);
+            row.map(|row| row.domain.as_str())
+        }
+        Proof::MessageId => None,
+    };
+    let whose = |row: &&Delivery| proof == Proof::MessageId || domain == Some(row.domain.as_str());
+    let told: Vec<&Delivery> = all.iter().filter(whose).collect();
     // A forwarder reports the address it forwarded to; with one recipient there is no doubt whose it was.
-    let found = all.iter().find(named).or(if all.len() == 1 { all.first() } else { None });
-    let Some(row) = found.filter(|row| row.route == Route::Relay) else { return Ok(Heard::Nobody) };
+    let alone = told.len() == 1 && !all.iter().any(|row| named(&row));
+    let found = told.iter().find(|row| named(row)).or(told.first().filter(|_| alone));
+    let Some(&row) = found.filter(|row| row.route == Route::Relay) else { return Ok(Heard::Nobody) };
     if report.what == Told::Complained {
         return complaint(tx, row, report, proof).await;
     }
@@ -90,7 +104,7 @@ pub(crate) async fn returned(
         return Ok(Heard::Known);
     }
     // A row that is still tried has its own answer to come: that one counts.
-    if row.state != "delivered" || proof != Proof::Token {
+    if row.state != "delivered" || proof == Proof::MessageId {
         return Ok(Heard::Nobody);
     }
     tx.execute(
@@ -126,7 +140,7 @@ async fn complaint(
     }
     // Whoever got an answer to the message knows its Message-ID, and could silence the others that it went to; nor
     // does such a word, come first, take away from one that is proved.
-    if proof == Proof::Token {
+    if proof != Proof::MessageId {
         // Somebody who complains of every message counts once, or he alone would stop everybody's mail.
         if suppress(tx, row, "complaint", Some(&report.text)).await? {
             rate::note_outcome(tx, row, Ended::Complained).await?;

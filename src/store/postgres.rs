@@ -9,6 +9,7 @@
 //! A statement that fails because others were in the way (40001, 40P01), or a connection that breaks before
 //! COMMIT, is run again; the closure has no effects elsewhere.
 
+use std::borrow::Cow;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -348,8 +349,34 @@ pub(super) async fn rows(
     sql: &'static str,
     args: &[Value],
 ) -> Result<Vec<Row>, Failure> {
-    let found =
-        sqlx::query_with(sql, arguments(args)?).fetch_all(&mut **connection).await.map_err(failure)?;
+    fetch(connection, sql, arguments(args)?).await
+}
+
+/// One statement for many lists: argument `n` is the array of what they have in place `n`.
+pub(super) async fn rows_of_all(
+    connection: &mut sqlx::pool::PoolConnection<sqlx::Postgres>,
+    sql: &'static str,
+    lists: &[Vec<Value>],
+) -> Result<Vec<Row>, Failure> {
+    let mut arguments = PgArguments::default();
+    for (n, kind) in lists.first().into_iter().flatten().enumerate() {
+        let column = lists.iter().map(|list| list.get(n));
+        let added = match kind {
+            Value::Int(_) => arguments.add(column.map(int).collect::<Result<Vec<_>, _>>()?),
+            Value::Text(_) => arguments.add(column.map(text).collect::<Result<Vec<_>, _>>()?),
+            Value::Bytes(_) => arguments.add(column.map(octets).collect::<Result<Vec<_>, _>>()?),
+        };
+        added.map_err(|e| Failure::plain(StoreError::Statement(e.to_string())))?;
+    }
+    fetch(connection, sql, arguments).await
+}
+
+async fn fetch(
+    connection: &mut sqlx::pool::PoolConnection<sqlx::Postgres>,
+    sql: &'static str,
+    arguments: PgArguments,
+) -> Result<Vec<Row>, Failure> {
+    let found = sqlx::query_with(sql, arguments).fetch_all(&mut **connection).await.map_err(failure)?;
     found.iter().map(row).collect()
 }
 
@@ -357,14 +384,42 @@ fn arguments(args: &[Value]) -> Result<PgArguments, Failure> {
     let mut arguments = PgArguments::default();
     for arg in args {
         let added = match arg {
-            Value::Int(n) => arguments.add(*n),
-            // PostgreSQL's text holds every character but NUL, which no text of ours may need.
-            Value::Text(text) => arguments.add(text.as_ref().map(|t| t.replace('\0', "\u{fffd}"))),
-            Value::Bytes(octets) => arguments.add(octets.as_deref()),
+            Value::Int(_) => arguments.add(int(Some(arg))?),
+            Value::Text(_) => arguments.add(text(Some(arg))?),
+            Value::Bytes(_) => arguments.add(octets(Some(arg))?),
         };
         added.map_err(|e| Failure::plain(StoreError::Statement(e.to_string())))?;
     }
     Ok(arguments)
+}
+
+fn int(value: Option<&Value>) -> Result<Option<i64>, Failure> {
+    match value {
+        Some(Value::Int(n)) => Ok(*n),
+        other => Err(misplaced(other)),
+    }
+}
+
+/// PostgreSQL's text holds every character but NUL, which no text of ours may need.
+fn text(value: Option<&Value>) -> Result<Option<Cow<'_, str>>, Failure> {
+    match value {
+        Some(Value::Text(text)) => Ok(text.as_ref().map(|text| match text.contains('\0') {
+            true => text.replace('\0', "\u{fffd}").into(),
+            false => text.as_str().into(),
+        })),
+        other => Err(misplaced(other)),
+    }
+}
+
+fn octets(value: Option<&Value>) -> Result<Option<&[u8]>, Failure> {
+    match value {
+        Some(Value::Bytes(octets)) => Ok(octets.as_deref()),
+        other => Err(misplaced(other)),
+    }
+}
+
+fn misplaced(value: Option<&Value>) -> Failure {
+    Failure::plain(StoreError::Statement(format!("an argument of another type than its column's: {value:?}")))
 }
 
 fn row(row: &PgRow) -> Result<Row, Failure> {

@@ -253,3 +253,79 @@ async fn a_mail_to_the_address_in_list_unsubscribe_unsubscribes() {
     assert_eq!(it.suppressed().await, [("bob@remote.example".to_owned(), "unsubscribe".to_owned())]);
     assert!(it.claim().await.is_empty(), "it is nobody's work");
 }
+
+/// Everybody at a message's other domains sees its recipients: a report by one return path is about one domain's alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_reports_for_a_recipient_at_another_domain() {
+    let sink = Sink::start().await;
+    let zone = format!("{}{}", sink.zone("remote.example"), sink.zone("hostile.example"));
+    let dns = Dns::start(&zone).await;
+    let server = TestServer::new().inbox("ada").dns(&dns).start().await;
+    let to = json!(["bob@remote.example", "eve@hostile.example"]);
+    let sent = server.api.post(SEND, json!({"to": to, "subject": "Offer", "text": "t"})).await.ok();
+    let both = eventually("both have it", async || Some(sink.taken()).filter(|all| all.len() == 2)).await;
+    let path_of = |name: &str| {
+        let mail = both.iter().find(|mail| mail.to[0].starts_with(name)).unwrap();
+        (mail.from.clone(), mail.clone())
+    };
+    let ((eves, taken), (bobs, _)) = (path_of("eve"), path_of("bob"));
+    let it = Sent { server, sink, sent, taken, _dns: dns };
+    it.events("message.delivered", 2).await;
+    it.report(&eves, &dsn(&eves, "forged", "5.1.1")).await;
+    it.server.message("ada@agents.example", "Undelivered forged").await;
+    it.none_of("message.bounced").await;
+    let quoted = format!("Return-Path: <{eves}>\r\n{}", String::from_utf8_lossy(&it.taken.message));
+    let complaint = arf("abuse@agents.example", &quoted);
+    it.report("abuse@agents.example", &complaint).await;
+    it.server.message("postmaster@agents.example", "complaint").await;
+    it.none_of("message.complained").await;
+    assert!(it.suppressed().await.is_empty());
+    it.report(&bobs, &dsn(&bobs, "true", "5.1.1")).await;
+    let bounced = it.events("message.bounced", 1).await.remove(0);
+    assert_eq!(bounced["bounce"]["recipients"][0]["address"], "bob@remote.example");
+    assert_eq!(it.suppressed().await, [("bob@remote.example".to_owned(), "bounce".to_owned())]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_sent_what_is_late_is_told_once_on_sqlite() {
+    late(TestServer::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_sent_what_is_late_is_told_once_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    late(TestServer::new().on(&database)).await;
+}
+
+/// After `relay.delay_notice` (four hours) the agent finds a notification beside its message, and its work wakes.
+async fn late(setup: Setup) {
+    let sink = Sink::start().await;
+    let dns = Dns::start(&sink.zone("remote.example")).await;
+    sink.refuse("bob@remote.example", "451 4.7.1 come back later");
+    let setup = setup.inbox("ada").dns(&dns).env("GATEPOST_RELAY__DELAY_NOTICE", "2s");
+    let server = setup.start().await;
+    let sent = server
+        .api
+        .post(SEND, json!({"to": "bob@remote.example", "subject": "Offer", "text": "t"}))
+        .await
+        .ok();
+    let it = Sent { server, sink, sent, taken: Taken::default(), _dns: dns };
+    let delayed = it.events("delivery.delayed", 1).await.remove(0);
+    assert_eq!(delayed["data"]["status"], "4.7.1", "{delayed}");
+    let notice = it.server.message("ada@agents.example", "Delayed: Offer").await;
+    assert_eq!(notice["thread_id"], it.sent["thread_id"], "{notice}");
+    let text = notice["text"].as_str().unwrap();
+    assert!(text.contains("come back later") && text.contains("tried again until"), "{text}");
+    let items = it.claim().await;
+    assert_eq!(items.len(), 1, "{items:?}");
+    assert_eq!((&items[0]["reason"], &items[0]["thread_id"]), (&json!("delayed"), &it.sent["thread_id"]));
+    // It goes on being tried, and nobody is told again.
+    let tries = it.events("delivery.deferred", 1).await.len();
+    it.events("delivery.deferred", tries + 2).await;
+    it.sink.accept("bob@remote.example");
+    it.events("message.delivered", 1).await;
+    assert_eq!(it.events("delivery.delayed", 1).await.len(), 1);
+    let all = it.server.api.all("/v0/inboxes/ada@agents.example/messages", "messages").await;
+    assert_eq!(all.len(), 2, "the message and one notification: {all:?}");
+    assert!(it.suppressed().await.is_empty());
+}

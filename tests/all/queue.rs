@@ -2,9 +2,10 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     process::Command,
     sync::{
-        Arc,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -69,53 +70,88 @@ async fn handled(database: Database) {
     assert_eq!(sink.connections(), 0, "what was planned and dropped was never dialled");
 }
 
+/// The steps of an attempt at which the server dies, and how many copies the remote may then have.
+const STEPS: [(&str, usize); 5] = [
+    // Claimed and committed; the resolver does not answer.
+    ("LOOKUP", 1),
+    ("GREETING", 1),
+    ("DATA", 1),
+    // The remote has all of it, and we have no answer.
+    ("DOT", 2),
+    // We have its 250, and the database takes no commit.
+    ("COMMIT", 2),
+];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_during_an_attempt_loses_nothing_and_marks_the_second_on_sqlite() {
-    for stage in ["GREETING", "DATA", "DOT"] {
-        killed_at(&Database::Sqlite, stage).await;
+async fn kill_9_at_each_step_of_an_attempt_loses_nothing_and_marks_the_second_on_sqlite() {
+    for (step, copies) in STEPS {
+        killed_at(&Database::Sqlite, step, copies).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_during_an_attempt_loses_nothing_and_marks_the_second_on_postgres() {
-    for stage in ["GREETING", "DATA", "DOT"] {
+async fn kill_9_at_each_step_of_an_attempt_loses_nothing_and_marks_the_second_on_postgres() {
+    for (step, copies) in STEPS {
         let Some(database) = Database::postgres() else { return };
-        killed_at(&database, stage).await;
+        killed_at(&database, step, copies).await;
     }
 }
 
-/// The remote stops at `stage`, having heard what led to it; the server dies there and starts again.
-async fn killed_at(database: &Database, stage: &'static str) {
+/// The attempt comes to a stop at `step`; the server dies there and starts again.
+async fn killed_at(database: &Database, step: &'static str, copies: usize) {
     let (reached, well) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (told, now) = (reached.clone(), well.clone());
+    let (frozen, file) = (Arc::new(Mutex::new(None)), Arc::new(OnceLock::<PathBuf>::new()));
+    let (told, now, kept, place, base) =
+        (reached.clone(), well.clone(), frozen.clone(), file.clone(), database.clone());
     let remote = Scripted::start(move |at, _| {
-        if at != stage || now.load(Ordering::SeqCst) {
+        if now.load(Ordering::SeqCst) {
+            return Act::Well;
+        }
+        if step == "COMMIT" && at == "DOT" {
+            *kept.lock().unwrap() = Some(base.freeze(place.get().unwrap()));
+            return Act::Well;
+        }
+        if at != step {
             return Act::Well;
         }
         told.store(true, Ordering::SeqCst);
         Act::Hang
     })
     .await;
-    let zone =
-        format!("remote.example MX 10 mx.remote.example\nmx.remote.example A {}\n", remote.address.ip());
-    let dns = Dns::start(&zone).await;
+    let mx = "remote.example MX 10 mx.remote.example\n";
+    let dns = Dns::start(&format!("mx.remote.example A {}\n", remote.address.ip())).await;
+    dns.add(if step == "LOOKUP" { "remote.example DEAD" } else { mx });
     let server = TestServer::new().on(database).inbox("ada").dns(&dns).start().await;
+    file.set(server.database_file()).unwrap();
     let body = json!({"to": "bob@remote.example", "subject": "s", "text": "t"});
     let sent = server.api.post(SEND, body).await.ok();
-    eventually("the attempt is at its stage", async || reached.load(Ordering::SeqCst).then_some(())).await;
+    eventually(&format!("the attempt is at {step}"), async || {
+        let there = match step {
+            "LOOKUP" => dns.was_asked("remote.example"),
+            // Heard, and on its way into the ledger.
+            "COMMIT" => std::fs::read_to_string(server.log_file()).unwrap().contains("250 2.0.0 taken"),
+            _ => reached.load(Ordering::SeqCst),
+        };
+        there.then_some(())
+    })
+    .await;
+    assert_eq!(row_of(&server, &sent).await["state"], "attempting", "{step}");
     server.kill9();
+    drop(frozen.lock().unwrap().take());
     well.store(true, Ordering::SeqCst);
+    dns.remove("remote.example");
+    dns.add(mx);
     server.restart().await;
     let row = eventually("it is delivered", async || {
         let row = row_of(&server, &sent).await;
         (row["state"] == "delivered").then_some(row)
     })
     .await;
-    assert_eq!(row["maybe_duplicate"], true, "{stage}: {row}");
-    assert_eq!(row["log"][0]["outcome"], "interrupted", "{stage}: {row}");
+    assert_eq!(row["maybe_duplicate"], true, "{step}: {row}");
+    assert_eq!(row["log"][0]["outcome"], "interrupted", "{step}: {row}");
     let heard = String::from_utf8_lossy(&remote.heard()).into_owned();
-    let copies = heard.matches(&format!("Message-ID: {}", sent["message_id"].as_str().unwrap())).count();
-    assert_eq!(copies, if stage == "DOT" { 2 } else { 1 }, "{stage}: {heard}");
+    let id = format!("Message-ID: {}", sent["message_id"].as_str().unwrap());
+    assert_eq!(heard.matches(&id).count(), copies, "{step}: {heard}");
 }
 
 const HELD: usize = 1_000;

@@ -226,18 +226,6 @@ pub async fn cancel(
     Ok(Some(rows))
 }
 
-/// `true` once: the sender is to be told that this is late.
-pub(crate) async fn is_late(tx: &mut Tx, row: &Delivery) -> Result<bool, StoreError> {
-    let changed = tx
-        .execute(
-            "UPDATE delivery SET notice_at = NULL
-             WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND notice_at <= $4",
-            &[row.inbox.pod.into(), row.inbox.inbox.into(), row.delivery_key.into(), tx.now().into()],
-        )
-        .await?;
-    Ok(changed == 1)
-}
-
 /// When a message is planned for, or due again: what a listing shows.
 pub fn next_attempt(row: &Delivery) -> Option<Millis> {
     ["due", "deferred", "scheduled"].contains(&row.state.as_str()).then_some(row.next_attempt_at)

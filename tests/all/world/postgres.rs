@@ -3,6 +3,7 @@
 //! holds its leash: when the test process dies by whatever means, the cluster goes with it.
 
 use std::{
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -21,6 +22,21 @@ pub enum Database {
     Sqlite,
     /// The name of a database in a cluster.
     Postgres(Arc<Cluster>, String),
+}
+
+/// A transaction that holds everybody else up.
+pub struct Frozen {
+    _file: Option<rusqlite::Connection>,
+    session: Option<Child>,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if let Some(session) = &mut self.session {
+            let _ = session.kill();
+            let _ = session.wait();
+        }
+    }
 }
 
 impl Database {
@@ -46,6 +62,33 @@ impl Database {
         match self {
             Database::Sqlite => None,
             Database::Postgres(cluster, name) => Some(cluster.url(name)),
+        }
+    }
+
+    /// Nobody changes a delivery until what this gives is dropped. `file`: of SQLite's database.
+    pub fn freeze(&self, file: &std::path::Path) -> Frozen {
+        match self {
+            Database::Sqlite => {
+                let connection = rusqlite::Connection::open(file).expect("SQLite");
+                connection.busy_timeout(super::PATIENCE).expect("SQLite");
+                connection.execute_batch("BEGIN IMMEDIATE").expect("SQLite's lock");
+                Frozen { _file: Some(connection), session: None }
+            }
+            Database::Postgres(cluster, name) => {
+                let mut session = cluster
+                    .program("psql")
+                    .args(["-XAtq", "-d", &cluster.url(name)])
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .spawn()
+                    .expect("psql");
+                let lock = "BEGIN; LOCK TABLE delivery IN SHARE ROW EXCLUSIVE MODE; SELECT 'frozen';\n";
+                session.stdin.as_mut().unwrap().write_all(lock.as_bytes()).expect("psql");
+                let mut said = String::new();
+                BufReader::new(session.stdout.as_mut().unwrap()).read_line(&mut said).expect("psql");
+                assert_eq!(said, "frozen\n");
+                Frozen { _file: None, session: Some(session) }
+            }
         }
     }
 

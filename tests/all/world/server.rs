@@ -279,6 +279,11 @@ impl TestServer {
         self.dir.join("gatepost.log")
     }
 
+    /// Of SQLite, where that is what it has.
+    pub fn database_file(&self) -> PathBuf {
+        self.dir.join("data/gatepost.db")
+    }
+
     pub fn config_file(&self) -> PathBuf {
         self.dir.join("gatepost.toml")
     }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 /// What a remote got, in the order in which it said 250.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Taken {
     pub from: String,
     pub to: Vec<String>,
