@@ -255,8 +255,8 @@ mod tests {
         assert_eq!(read.recipients[0].status.as_deref(), Some("4.4.1"));
         let text = String::from_utf8_lossy(&raw);
         assert_eq!(MessageParser::new().parse(&raw).unwrap().subject(), Some("Delayed: Grüße"));
-        assert!(text.contains("Will-Retry-Until: Wed, 25 Nov 2026 "), "{text}");
-        assert!(text.contains("tried again until 2026-11-25T"), "{text}");
+        assert!(text.contains("Will-Retry-Until: Thu, 26 Nov 2026 "), "{text}");
+        assert!(text.contains("tried again until 2026-11-26T"), "{text}");
     }
 
     #[test]
