@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::settings::{Settings, Value};
 use super::{Smarthost, expire, limits, optional, retry, values};
+use crate::ids::parse_pod_id;
 
 /// How mail leaves.
 #[derive(Debug, Clone)]
@@ -105,10 +106,13 @@ impl Choice {
     }
 }
 
-/// Where mail from these domains is dialled from, and under which name.
+/// Where mail from these domains, or of these pods, is dialled from, and under which name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Source {
+    /// Empty: every domain, of the pods.
     pub domains: Vec<String>,
+    /// Keys of pods; empty: every pod.
+    pub pods: Vec<i64>,
     pub ipv4: Option<IpAddr>,
     pub ipv6: Option<IpAddr>,
     pub hello: Option<String>,
@@ -146,9 +150,12 @@ impl Relay {
         rule.map_or(self.smarthost.as_ref(), |rule| rule.smarthost.as_ref())
     }
 
-    /// Where mail from a domain is dialled from, and as whom.
-    pub fn source_of(&self, domain: &str) -> Option<&Source> {
-        self.sources.iter().find(|source| source.domains.iter().any(|p| matches(p, domain)))
+    /// Where mail of a pod from a domain is dialled from, and as whom: the first entry that fits.
+    pub fn source_of(&self, pod: i64, domain: &str) -> Option<&Source> {
+        let from = |source: &Source| {
+            source.domains.is_empty() || source.domains.iter().any(|pattern| matches(pattern, domain))
+        };
+        self.sources.iter().find(|s| (s.pods.is_empty() || s.pods.contains(&pod)) && from(s))
     }
 }
 
@@ -182,7 +189,7 @@ pub(super) fn take(s: &mut Settings) -> Relay {
     relay.sites = s.take("relay.site", |v| rows(v, SITE, |row| site(row, limits)), Vec::new);
     relay.routes = s.take("relay.route", |v| rows(v, &["domains", "smarthost"], route), Vec::new);
     relay.sources =
-        s.take("relay.source", |v| rows(v, &["domains", "ipv4", "ipv6", "hello"], source), Vec::new);
+        s.take("relay.source", |v| rows(v, &["domains", "pods", "ipv4", "ipv6", "hello"], source), Vec::new);
     if relay.retry.first().is_some_and(|first| relay.expire <= *first) {
         let key = if s.is_set("relay.expire") { "relay.expire" } else { "relay.retry" };
         s.problem(key, "leaves no time for a second attempt: expire must be longer than the first retry");
@@ -258,7 +265,8 @@ fn route(row: &Row<'_>) -> Result<RouteRule, String> {
 fn source(row: &Row<'_>) -> Result<Source, String> {
     let ip = |v: &Value| v.text()?.parse::<IpAddr>().map_err(|_| "is no IP address".to_owned());
     let source = Source {
-        domains: row.require("domains", patterns)?,
+        domains: row.get("domains", patterns)?.unwrap_or_default(),
+        pods: row.get("pods", pods)?.unwrap_or_default(),
         ipv4: row.get("ipv4", ip)?,
         ipv6: row.get("ipv6", ip)?,
         hello: row.get("hello", values::hostname)?,
@@ -269,7 +277,16 @@ fn source(row: &Row<'_>) -> Result<Source, String> {
     if source.ipv4.is_none() && source.ipv6.is_none() && source.hello.is_none() {
         return Err(format!("entry {}: names no ipv4, no ipv6 and no hello", row.nth));
     }
+    if source.domains.is_empty() && source.pods.is_empty() {
+        return Err(format!("entry {}: names no domains and no pods", row.nth));
+    }
     Ok(source)
+}
+
+/// Pods, by their `pod_id`.
+fn pods(value: &Value) -> Result<Vec<i64>, String> {
+    let pod = |text: &String| parse_pod_id(text).ok_or_else(|| format!("`{text}` is no pod_id"));
+    value.list()?.iter().map(pod).collect()
 }
 
 /// Domains, with `*.` for what is below one and `*` for all.

@@ -212,6 +212,7 @@ mod tests {
             sender: "ada@agents.example".into(),
             size: 6,
             notice_at: None,
+            outcome_class: None,
         }
     }
 

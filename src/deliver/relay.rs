@@ -63,6 +63,8 @@ pub(crate) struct Relay {
 
 /// The recipients of one message at one domain.
 pub(crate) struct Parcel<'a> {
+    /// The pod whose mail it is.
+    pub(crate) pod: i64,
     pub(crate) domain: &'a str,
     /// The way that an operator chose for it, if one did.
     pub(crate) chosen: Option<Choice>,
@@ -183,7 +185,7 @@ impl Relay {
             }
         };
         let sender = parcel.mail_from.as_ref().map(Address::domain);
-        let source = sender.and_then(|domain| self.config.source_of(domain));
+        let source = sender.and_then(|domain| self.config.source_of(parcel.pod, domain));
         Ok(Way {
             domain: parcel.domain,
             smarthost,

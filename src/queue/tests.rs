@@ -570,7 +570,10 @@ async fn what_is_held_is_canceled_with_its_inbox() {
         .write(move |tx| {
             let row = rows[0].clone();
             Box::pin(async move {
-                assert!(delivery::handle(tx, &row, delivery::Handling::Hold, "x").await?);
+                assert!(
+                    delivery::handle(tx, &row, delivery::Handling::Hold(delivery::Holder::Operator), "x")
+                        .await?
+                );
                 inbox::delete(tx, inbox).await
             })
         })

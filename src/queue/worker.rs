@@ -103,8 +103,9 @@ impl Workshop {
         let mail_from = deliveries.first().and_then(|delivery| self.return_path(delivery));
         let chosen = deliveries.first().and_then(|row| row.via.as_deref()).and_then(Choice::parse);
         let tls_optional = deliveries.first().is_some_and(|delivery| delivery.tls_optional);
-        let sent =
-            relay::Parcel { domain: &parcel.domain, chosen, tls_optional, mail_from, recipients: addresses };
+        let pod = deliveries.first().map_or(0, |delivery| delivery.inbox.pod);
+        let domain = parcel.domain.as_str();
+        let sent = relay::Parcel { pod, domain, chosen, tls_optional, mail_from, recipients: addresses };
         let outcomes = self.relay.attempt(&sent, &parcel.letter, &self.stop).await;
         let outcomes = match outcomes {
             Attempt::Ended(outcomes) => outcomes,
@@ -306,6 +307,7 @@ mod tests {
             sender: "ada@agents.example".into(),
             size: 6,
             notice_at: None,
+            outcome_class: None,
         }
     }
 

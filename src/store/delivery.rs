@@ -16,7 +16,7 @@ use crate::clock::Millis;
 use crate::ids::{InboxKey, Prefix, RowId};
 
 pub use claim::{Claimed, Group, Turn, ahead, claim};
-pub use operate::{Filter, Handling, State, cancel, handle, next_attempt, page, place, summary};
+pub use operate::{Filter, Handling, Holder, State, cancel, handle, next_attempt, page, place, summary};
 
 /// Who goes first, of what is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -89,7 +89,7 @@ pub struct Delivery {
     pub route: Route,
     pub state: String,
     pub priority: Priority,
-    /// Of a `held` row: `rule:<key>`, `operator`, `gate:<reason>`. Of another: `released`, where a person let it go,
+    /// Of a `held` row: `rule:<key>`, `operator`, `pod`, `gate:<reason>`. Of another: `released`, where a person let it go,
     /// so that no rule holds it again.
     pub held_by: Option<String>,
     /// `direct` or `smarthost`, where an operator chose the way.
@@ -112,6 +112,8 @@ pub struct Delivery {
     pub size: i64,
     /// When the sender is told that it is late; `None` once that was done.
     pub notice_at: Option<Millis>,
+    /// Why it came back, or of which kind the complaint was.
+    pub outcome_class: Option<String>,
 }
 
 impl Delivery {
@@ -141,7 +143,7 @@ macro_rules! columns {
          coalesce((SELECT i.address FROM inbox i WHERE i.inbox_key = delivery.inbox_key), ''),
          coalesce((SELECT b.size FROM body b WHERE b.pod_key = delivery.pod_key
                    AND b.inbox_key = delivery.inbox_key AND b.message_key = delivery.message_key), 0),
-         priority, held_by, via, tls_optional, notice_at"
+         priority, held_by, via, tls_optional, notice_at, outcome_class"
     };
 }
 use columns;
@@ -171,6 +173,7 @@ fn from_row(row: &Row) -> Result<Delivery, StoreError> {
         via: row.get(21)?,
         tls_optional: row.get(22)?,
         notice_at: row.get(23)?,
+        outcome_class: row.get(24)?,
     })
 }
 

@@ -219,9 +219,20 @@ async fn a_pods_key_sees_its_pod_and_nothing_else() {
     // Its own inbox, on a domain of the operator's, beside all that.
     let made = other.post("/v0/inboxes", json!({"username": "carol"})).await.ok();
     assert_eq!((&made["pod_id"], &made["inbox_id"]), (&json!(pod), &json!("carol@agents.example")));
+    // What it plans is its own to hold and let go; what the operator holds is not, nor is the way that mail takes.
+    let later = gatepost::clock::rfc3339(gatepost::clock::Clock::system().now() + 3_600_000);
+    let planned = json!({"to": "ann@remote.example", "subject": "Later", "text": "t", "send_at": later});
+    other.post("/v0/inboxes/carol@agents.example/messages/send", planned).await.ok();
+    let row = other.get("/v1/queue").await.ok()["deliveries"][0].clone();
+    let on = |action: &str| format!("/v1/queue/{}/{action}", row["delivery_id"].as_str().unwrap());
+    assert_eq!(other.post(&on("hold"), json!({})).await.ok()["held_by"], "pod");
+    assert_eq!(other.post(&on("release"), json!({})).await.ok()["state"], "scheduled");
+    assert_eq!(server.api.post(&on("hold"), json!({})).await.ok()["held_by"], "operator");
+    other.post(&on("release"), json!({})).await.refused(403, "forbidden");
+    other.post(&on("route"), json!({"via": "direct"})).await.refused(403, "forbidden");
+    assert_eq!(server.api.post(&on("release"), json!({})).await.ok()["state"], "scheduled");
 }
 
-/// `gatepost domain` for people: what to set, and what is wrong, in words and an exit code.
 /// Whoever was given DKIM records for sending must not have the domain's mail, which every pod's would be.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_domain_that_only_sends_receives_once_its_mx_leads_here() {
@@ -241,6 +252,7 @@ async fn a_domain_that_only_sends_receives_once_its_mx_leads_here() {
     assert_eq!(server.api.patch(&domain, receive).await.ok()["inbound_enabled"], true);
 }
 
+/// `gatepost domain` for people: what to set, and what is wrong, in words and an exit code.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_says_what_to_change() {
     let dns = Dns::start("words.example MX 5 old.example\n").await;

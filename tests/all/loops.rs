@@ -93,6 +93,49 @@ async fn a_remote_that_answers_at_once_is_no_human_turn() {
     waits_for_a_human(&server).await;
 }
 
+/// Two servers whose operators let agents answer automatic mail: nobody's answer looks like a person's to the other, and the
+/// budget of the thread ends it on both sides.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_of_two_servers_stop_and_a_human_is_told() {
+    let dns = Dns::start("").await;
+    let loops = "[loops]\nturns = 3\nanswer = [\"auto_reply\"]";
+    let setup = || TestServer::new().dns(&dns).relay_port(2525).config(loops);
+    let here = setup().inbox("ada").start().await;
+    let there = setup()
+        .env("GATEPOST_HOSTNAME", "mx.other.example")
+        .env("GATEPOST_DOMAINS", "other.example")
+        .start()
+        .await;
+    for (domain, server) in [(DOMAIN, &here), ("other.example", &there)] {
+        dns.add(&format!("{domain} MX 10 mx.{domain}\nmx.{domain} A {}\n", server.smtp.ip()));
+    }
+    let bob = "bob@other.example";
+    there.api.post("/v0/inboxes", json!({"username": "bob", "domain": "other.example"})).await.ok();
+    let (mut of_ada, mut of_bob) = (Vec::new(), Vec::new());
+    let body = json!({"to": bob, "subject": "Ping", "text": "Hello."});
+    here.api.post(&format!("/v0/inboxes/{ADA}/messages/send"), body).await.ok();
+    let mut turns = 1;
+    let (told, refused) = loop {
+        let id = next(&there, bob, &mut of_bob).await;
+        let answer = reply(&there, bob, &id).await;
+        if answer.status != 200 {
+            break (&there, answer);
+        }
+        turns += 1;
+        let id = next(&here, ADA, &mut of_ada).await;
+        let answer = reply(&here, ADA, &id).await;
+        if answer.status != 200 {
+            break (&here, answer);
+        }
+        turns += 1;
+        assert!(turns <= 6, "they go on");
+    };
+    let refused = refused.refused(403, "message_rejected");
+    assert_eq!(refused["reasons"][0]["rule"], "thread_turns", "{refused}");
+    assert_eq!(turns, 6, "three turns each");
+    waits_for_a_human(told).await;
+}
+
 /// Chatwoot #5131: an agent and a no-reply address wrote to each other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_answers_a_machine() {

@@ -197,7 +197,8 @@ async fn a_domain_has_a_name_and_a_way_of_its_own() {
     ))
     .await;
     let config = format!(
-        "[[relay.source]]\ndomains = [\"agents.example\"]\nhello = \"out-7.agents.example\"\n\
+        "[[relay.source]]\npods = [\"pod_00000002\"]\nhello = \"other.agents.example\"\n\
+         [[relay.source]]\npods = [\"pod_default\"]\ndomains = [\"agents.example\"]\nhello = \"out-7.agents.example\"\n\
          [[relay.route]]\ndomains = [\"*.corp.example\"]\nsmarthost = \"smtp://smart.example:{}\"\n",
         smarthost.address.port()
     );

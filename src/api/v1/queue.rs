@@ -26,7 +26,7 @@ use crate::floor::Floor;
 use crate::ids::{InboxKey, Prefix, RowId};
 use crate::principal::Scope;
 use crate::store::attempt::{self, Attempt};
-use crate::store::delivery::{self, Delivery, Filter, Handling, State as RowState};
+use crate::store::delivery::{self, Delivery, Filter, Handling, Holder, State as RowState};
 use crate::store::{StoreError, audit, inbox, message};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -60,7 +60,7 @@ pub(crate) struct QueueRow {
     /// `direct` or `smarthost`, where an operator chose the way
     #[serde(skip_serializing_if = "Option::is_none")]
     via: Option<String>,
-    /// `rule:<id>`, `operator` or `gate:<reason>`
+    /// `rule:<id>`, `operator`, `pod` or `gate:<reason>`
     #[serde(skip_serializing_if = "Option::is_none")]
     held_by: Option<String>,
     attempts: i64,
@@ -70,6 +70,9 @@ pub(crate) struct QueueRow {
     last_status: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_reply: Option<String>,
+    /// Of what came back: `hard`, `mailbox_full`, `policy`, `content`, `expired` or `soft`; of a complaint its kind
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<String>,
     maybe_duplicate: bool,
     created_at: String,
     expires_at: String,
@@ -134,6 +137,7 @@ fn view(row: Delivery, log: Option<Vec<Attempt>>) -> QueueRow {
         attempts: row.attempts,
         last_status: row.last_status,
         last_reply: row.last_reply,
+        class: row.outcome_class,
         maybe_duplicate: row.maybe_duplicate,
         created_at: rfc3339(row.created_at),
         expires_at: rfc3339(row.expires_at),
@@ -246,6 +250,13 @@ async fn show(
     whole(&floor, id).await
 }
 
+fn holder(caller: &Caller) -> Holder {
+    match caller.0.scope {
+        Scope::Organization => Holder::Operator,
+        Scope::Pod(_) | Scope::Inbox(_) => Holder::Pod,
+    }
+}
+
 async fn handle(
     floor: &Floor,
     caller: &Caller,
@@ -262,11 +273,11 @@ async fn handle(
             let Some(row) = delivery::by_key(tx, id.inbox, id.seq).await? else { return Ok(None) };
             let words = format!("dropped by {actor}");
             if !delivery::handle(tx, &row, handling, &words).await? {
-                return Ok(Some(Err(row.state)));
+                return Ok(Some(Err((row.state, row.held_by))));
             }
             let action = match handling {
-                Handling::Hold => "delivery.held",
-                Handling::Release => "delivery.released",
+                Handling::Hold(_) => "delivery.held",
+                Handling::Release(_) => "delivery.released",
                 Handling::Retry => "delivery.hurried",
                 Handling::Drop => "delivery.dropped",
                 Handling::Route(_) => "delivery.routed",
@@ -289,7 +300,11 @@ async fn handle(
     match changed.await? {
         None => Err(Problem::not_found("Delivery")),
         Some(Ok(())) => whole(floor, id).await,
-        Some(Err(state)) => Err(Problem::new(
+        Some(Err((state, Some(by)))) if state == "held" && handling == Handling::Release(Holder::Pod) => {
+            Err(Problem::forbidden("forbidden", format!("The delivery is held by {by}, not by a key of this pod."))
+                .fix("Ask the operator, or use an organization's key."))
+        }
+        Some(Err((state, _))) => Err(Problem::new(
             StatusCode::PRECONDITION_FAILED,
             "wrong_state",
             format!("The delivery is {state}: nothing was changed."),
@@ -311,7 +326,7 @@ async fn hold(
     query: Query,
 ) -> Answer<Json<QueueRow>> {
     query.finish()?;
-    handle(&floor, &caller, &path, Handling::Hold).await
+    handle(&floor, &caller, &path, Handling::Hold(holder(&caller))).await
 }
 
 /// Lets a held delivery go, though a rule still holds others like it. A stop, or a paused inbox, holds it again.
@@ -327,7 +342,7 @@ async fn release(
     query: Query,
 ) -> Answer<Json<QueueRow>> {
     query.finish()?;
-    handle(&floor, &caller, &path, Handling::Release).await
+    handle(&floor, &caller, &path, Handling::Release(holder(&caller))).await
 }
 
 /// Tries a delivery now, whatever the schedule says.
@@ -381,6 +396,8 @@ async fn route(
     path: RawPath,
     request: Request,
 ) -> Answer<Json<QueueRow>> {
+    // A tenant does not go round the operator's smarthost.
+    caller.require_organization("The way that mail takes")?;
     let upload = body::read(&app, request, MAX_JSON_BODY).await?;
     let asked: RouteRequest = body::parse(&upload.bytes)?;
     let choice = match asked.via.as_deref().map(|via| Choice::parse(via).ok_or(via)) {

@@ -132,11 +132,30 @@ pub async fn summary(tx: &mut Tx, pod: Option<i64>, inbox: Option<i64>) -> Resul
     Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?])
 }
 
+/// Who holds a row, or lets it go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// A key of the organization.
+    Operator,
+    /// A key of the pod: it lets go what such a key held, and nothing else.
+    Pod,
+}
+
+impl Holder {
+    /// As it stands in `held_by`.
+    pub fn text(self) -> &'static str {
+        match self {
+            Holder::Operator => "operator",
+            Holder::Pod => "pod",
+        }
+    }
+}
+
 /// What a person does with a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handling {
-    Hold,
-    Release,
+    Hold(Holder),
+    Release(Holder),
     /// Now, whatever the schedule says.
     Retry,
     /// Never; nobody is sent a bounce.
@@ -154,18 +173,19 @@ pub async fn handle(
 ) -> Result<bool, StoreError> {
     let words = match handling {
         Handling::Route(choice) => choice.map_or("", Choice::text),
-        _ => words,
+        Handling::Hold(holder) | Handling::Release(holder) => holder.text(),
+        Handling::Retry | Handling::Drop => words,
     };
     let sql = match handling {
-        Handling::Hold => {
-            "UPDATE delivery SET state = 'held', held_by = 'operator', updated_at = $4
-             WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state IN ('due', 'deferred', 'scheduled')
-               AND $5 <> ''"
+        Handling::Hold(_) => {
+            "UPDATE delivery SET state = 'held', held_by = $5, updated_at = $4
+             WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state IN ('due', 'deferred', 'scheduled')"
         }
-        Handling::Release => {
+        Handling::Release(_) => {
             "UPDATE delivery SET state = CASE WHEN attempts = 0 AND next_attempt_at > $4 THEN 'scheduled' ELSE 'due' END,
                     held_by = 'released', updated_at = $4
-             WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'held' AND $5 <> ''"
+             WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'held'
+               AND ($5 = 'operator' OR held_by = $5)"
         }
         Handling::Retry => {
             "UPDATE delivery SET state = 'due', next_attempt_at = $4, updated_at = $4
