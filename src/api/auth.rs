@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use super::App;
 use super::error::{Answer, Problem};
 use super::path::RawPath;
+use super::query::Query;
 use crate::clock::Millis;
 use crate::config::limits;
 use crate::floor::Floor;
@@ -148,6 +149,14 @@ impl Caller {
         match self.0.scope {
             Scope::Organization => DEFAULT_POD,
             Scope::Pod(pod) | Scope::Inbox(InboxKey { pod, .. }) => pod,
+        }
+    }
+
+    /// The pod that a `pod_id` in the query names, if this key reaches all of it; else `own_pod`.
+    pub(crate) async fn asked_pod(&self, floor: &Floor, query: &mut Query) -> Answer<i64> {
+        match query.text("pod_id") {
+            Some(pod_id) => Ok(self.pod(floor, &pod_id).await?.pod_key),
+            None => Ok(self.own_pod()),
         }
     }
 

@@ -11,6 +11,9 @@ use super::client::{Remote, field, segment, table};
 pub(crate) struct Suppression {
     #[command(flatten)]
     remote: Remote,
+    /// Of this pod, with a key of the organization; of the default pod unless given
+    #[arg(long, global = true, value_name = "POD_ID")]
+    pod: Option<String>,
     #[command(subcommand)]
     action: Action,
 }
@@ -33,9 +36,13 @@ enum Action {
 impl Suppression {
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
         let remote = &self.remote;
+        let of_pod = |path: String| match &self.pod {
+            Some(pod) => format!("{path}?pod_id={}", segment(pod)),
+            None => path,
+        };
         match self.action {
             Action::List => {
-                let answer = remote.list("/v1/suppressions", "suppressions").await?;
+                let answer = remote.list(&of_pod("/v1/suppressions".to_owned()), "suppressions").await?;
                 let columns = [
                     ("ADDRESS", "address"),
                     ("REASON", "reason"),
@@ -47,13 +54,13 @@ impl Suppression {
             }
             Action::Add { address, detail } => {
                 let body = json!({ "address": address, "detail": detail });
-                let answer = remote.post("/v1/suppressions", body).await?;
+                let answer = remote.post(&of_pod("/v1/suppressions".to_owned()), body).await?;
                 remote.show(&answer, |answer| {
                     format!("{} is suppressed ({})", field(answer, "address"), field(answer, "reason"))
                 });
             }
             Action::Remove { address } => {
-                let answer = remote.delete(&format!("/v1/suppressions/{}", segment(&address))).await?;
+                let answer = remote.delete(&of_pod(format!("/v1/suppressions/{}", segment(&address)))).await?;
                 remote.show(&answer, |_| format!("{address} may be written to again"));
             }
         }

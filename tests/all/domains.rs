@@ -219,6 +219,12 @@ async fn a_pods_key_sees_its_pod_and_nothing_else() {
     // Its own inbox, on a domain of the operator's, beside all that.
     let made = other.post("/v0/inboxes", json!({"username": "carol"})).await.ok();
     assert_eq!((&made["pod_id"], &made["inbox_id"]), (&json!(pod), &json!("carol@agents.example")));
+    // Its suppressions are its own, and a key of the organization sees them by naming the pod.
+    other.post("/v1/suppressions", json!({"address": "dan@remote.example"})).await.ok();
+    assert_eq!(server.api.get("/v1/suppressions").await.ok()["count"], 0);
+    let of_pod = server.api.get(&format!("/v1/suppressions?pod_id={pod}")).await.ok();
+    assert_eq!(of_pod["suppressions"][0]["address"], "dan@remote.example");
+    other.get("/v1/suppressions?pod_id=pod_default").await.refused(404, "not_found");
     // What it plans is its own to hold and let go; what the operator holds is not, nor is the way that mail takes.
     let later = gatepost::clock::rfc3339(gatepost::clock::Clock::system().now() + 3_600_000);
     let planned = json!({"to": "ann@remote.example", "subject": "Later", "text": "t", "send_at": later});

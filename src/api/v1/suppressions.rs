@@ -51,10 +51,10 @@ pub(crate) struct ListSuppressionsResponse {
     suppressions: Vec<SuppressionView>,
 }
 
-/// Suppressed addresses, in alphabetical order.
+/// Suppressed addresses of a pod, in alphabetical order. A key of the organization names the pod, or sees the default one.
 #[utoipa::path(
     get, path = "/v1/suppressions", tag = "suppressions",
-    params(("limit" = Option<i64>, Query), ("page_token" = Option<String>, Query)),
+    params(("pod_id" = Option<String>, Query), ("limit" = Option<i64>, Query), ("page_token" = Option<String>, Query)),
     responses((status = 200, body = ListSuppressionsResponse), (status = 403, body = ErrorShape))
 )]
 async fn list(
@@ -65,8 +65,9 @@ async fn list(
     caller.require_admin("Suppressions can be seen and")?;
     caller.require("list_entry_read")?;
     let page = Listing::Suppressions.page_one_way(&mut query)?;
+    let pod = caller.asked_pod(&floor, &mut query).await?;
     query.finish()?;
-    let (asked, pod) = (page.clone(), caller.own_pod());
+    let asked = page.clone();
     let found = floor.store.read(move |tx| {
         Box::pin(async move { suppression::page(tx, pod, &asked.start().text, asked.fetch()).await })
     });
@@ -98,22 +99,26 @@ pub(crate) struct SuppressionBody {
 /// The address is not written to any more; the first reason that was given for it stays.
 #[utoipa::path(
     post, path = "/v1/suppressions", tag = "suppressions", request_body = SuppressionBody,
+    params(("pod_id" = Option<String>, Query)),
     responses((status = 200, body = SuppressionView), (status = 400, body = ErrorShape), (status = 403, body = ErrorShape))
 )]
 async fn add(
     State(floor): State<Arc<Floor>>,
     caller: Caller,
+    mut query: Query,
     JsonBody(body): JsonBody<SuppressionBody>,
 ) -> Answer<Json<SuppressionView>> {
     caller.require_admin("Suppressions")?;
     caller.require("list_entry_create")?;
+    let pod = caller.asked_pod(&floor, &mut query).await?;
+    query.finish()?;
     let address: Address =
         body.address.parse().map_err(|e| Problem::field(&["address"], format!("is no address: {e}")))?;
     let detail = body.detail.filter(|detail| !detail.is_empty());
     if detail.as_deref().is_some_and(|detail| detail.len() > 1_000 || detail.chars().any(char::is_control)) {
         return Err(Problem::field(&["detail"], "takes one line of at most 1,000 octets"));
     }
-    let (key, actor, source, pod) = (address.key(), caller.0.actor(), caller.0.actor(), caller.own_pod());
+    let (key, actor, source) = (address.key(), caller.0.actor(), caller.0.actor());
     let found = floor.store.write(move |tx| {
         let (address, actor, source, detail) = (key.clone(), actor.clone(), source.clone(), detail.clone());
         Box::pin(async move {
@@ -139,15 +144,23 @@ async fn add(
 
 /// The address may be written to again.
 #[utoipa::path(
-    delete, path = "/v1/suppressions/{*address}", tag = "suppressions", params(("address" = String, Path)),
+    delete, path = "/v1/suppressions/{*address}", tag = "suppressions",
+    params(("address" = String, Path), ("pod_id" = Option<String>, Query)),
     responses((status = 204), (status = 403, body = ErrorShape), (status = 404, body = ErrorShape))
 )]
-async fn delete(State(floor): State<Arc<Floor>>, caller: Caller, path: RawPath) -> Answer<StatusCode> {
+async fn delete(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    mut query: Query,
+    path: RawPath,
+) -> Answer<StatusCode> {
     caller.require_admin("Suppressions")?;
     caller.require("list_entry_delete")?;
+    let pod = caller.asked_pod(&floor, &mut query).await?;
+    query.finish()?;
     let none = || Problem::not_found("Suppression");
     let address = path::decode(&path.tail(2)).and_then(|a| a.parse::<Address>().ok()).ok_or_else(none)?.key();
-    let (actor, pod) = (caller.0.actor(), caller.own_pod());
+    let actor = caller.0.actor();
     let removed = floor.store.write(move |tx| {
         let (address, actor) = (address.clone(), actor.clone());
         Box::pin(async move {
