@@ -60,7 +60,8 @@ impl Suppression {
                 });
             }
             Action::Remove { address } => {
-                let answer = remote.delete(&of_pod(format!("/v1/suppressions/{}", segment(&address)))).await?;
+                let answer =
+                    remote.delete(&of_pod(format!("/v1/suppressions/{}", segment(&address)))).await?;
                 remote.show(&answer, |_| format!("{address} may be written to again"));
             }
         }

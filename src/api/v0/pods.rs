@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::attachments::AttachmentResponse;
 use super::inboxes::is_client_id;
 use super::{domains, inboxes, keys, threads};
 use crate::api::App;
@@ -38,6 +39,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(get_inbox, update_inbox, delete_inbox))
         .routes(routes!(list_threads))
         .routes(routes!(get_thread))
+        .routes(routes!(get_attachment))
         .routes(routes!(list_keys, create_key))
         .routes(routes!(get_key, update_key, delete_key))
         .routes(routes!(list_domains, create_domain))
@@ -340,6 +342,23 @@ async fn get_thread(
 ) -> Answer<Json<threads::WholeThread>> {
     let caller = caller.within(&floor, &path).await?;
     threads::whole(&floor, &caller, None, &path.segment(4)?, query).await
+}
+
+/// A link to an attachment of one of a pod's threads, for an hour.
+#[utoipa::path(
+    get, path = "/v0/pods/{pod_id}/threads/{thread_id}/attachments/{attachment_id}", tag = "pods",
+    params(("pod_id" = String, Path), ("thread_id" = String, Path), ("attachment_id" = String, Path)),
+    responses((status = 200, body = AttachmentResponse), (status = 404, body = ErrorShape))
+)]
+async fn get_attachment(
+    State(floor): State<Arc<Floor>>,
+    caller: Caller,
+    path: RawPath,
+    query: Query,
+) -> Answer<Json<AttachmentResponse>> {
+    query.finish()?;
+    let caller = caller.within(&floor, &path).await?;
+    threads::attachment_by_id(&floor, &caller, &path.segment(4)?, &path.segment(6)?).await
 }
 
 /// The keys of a pod, and of its inboxes.

@@ -272,8 +272,17 @@ async fn attachment(
     query: Query,
 ) -> Answer<Json<AttachmentResponse>> {
     query.finish()?;
-    let (_, thread) = find(&floor, &caller, None, &path.segment(2)?).await?;
-    attachment_of(&floor, &caller, &thread, &path.segment(4)?).await
+    attachment_by_id(&floor, &caller, &path.segment(2)?, &path.segment(4)?).await
+}
+
+pub(super) async fn attachment_by_id(
+    floor: &Floor,
+    caller: &Caller,
+    thread_id: &str,
+    attachment_id: &str,
+) -> Answer<Json<AttachmentResponse>> {
+    let (_, thread) = find(floor, caller, None, thread_id).await?;
+    attachment_of(floor, caller, &thread, attachment_id).await
 }
 
 /// The same, by inbox.
