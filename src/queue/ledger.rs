@@ -116,12 +116,13 @@ async fn write<'a>(tx: &mut Tx, node: &str, batch: &'a [Box<Entry>]) -> Result<V
     let (counts, late): (Vec<&Entry>, Vec<&Entry>) =
         batch.iter().map(AsRef::as_ref).partition(|entry| rows.contains(&entry.delivery.key()));
     for entry in late {
-        // Another node took the row over while we were thought dead: its result counts.
+        // A report of its failure was faster, or another node took the row over while we were thought dead: that counts.
         tracing::warn!(delivery.id = entry.delivery.id(), "the result of a delivery came too late");
     }
     let now = tx.now();
+    // What was said was said, whatever counts.
     let attempts: Vec<_> =
-        counts.iter().map(|entry| (&entry.delivery, attempt_of(node, entry, now))).collect();
+        batch.iter().map(|entry| (&entry.delivery, attempt_of(node, entry, now))).collect();
     attempt::record(tx, &attempts).await?;
     let news: Vec<_> = counts.iter().flat_map(|entry| news(entry)).collect();
     delivery::announce_all(tx, &news).await?;

@@ -103,25 +103,38 @@ pub(crate) async fn returned(
     if row.state == "failed" {
         return Ok(Heard::Known);
     }
-    // A row that is still tried has its own answer to come: that one counts.
-    if row.state != "delivered" || proof == Proof::MessageId {
+    // Who reports a failure took the message: its report may be faster than our own note of its 250, or come where the
+    // 250 was not heard. A row that was put off has not been taken, and waits for its own answer.
+    let taken = match row.state.as_str() {
+        "delivered" | "attempting" => true,
+        "deferred" | "due" => row.maybe_duplicate,
+        _ => false,
+    };
+    if !taken || proof == Proof::MessageId {
         return Ok(Heard::Nobody);
     }
-    tx.execute(
-        "UPDATE delivery SET state = 'failed', last_status = $4, last_reply = $5, updated_at = $6
-         WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'delivered'",
-        &[
-            inbox.pod.into(),
-            inbox.inbox.into(),
-            row.delivery_key.into(),
-            (&report.status).into(),
-            (&report.text).into(),
-            tx.now().into(),
-        ],
-    )
-    .await?;
+    let changed = tx
+        .execute(
+            "UPDATE delivery SET state = 'failed', last_status = $4, last_reply = $5, updated_at = $6, node = NULL,
+                    attempting_since = NULL
+             WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = $7",
+            &[
+                inbox.pod.into(),
+                inbox.inbox.into(),
+                row.delivery_key.into(),
+                (&report.status).into(),
+                (&report.text).into(),
+                tx.now().into(),
+                (&row.state).into(),
+            ],
+        )
+        .await?;
+    if changed == 0 {
+        return Err(StoreError::Conflict("the delivery has just changed".to_owned()));
+    }
     bounced(tx, row, &report.class, &report.status, &report.text).await?;
-    rate::note_outcome(tx, row, Ended::BouncedLate).await?;
+    let ended = if row.state == "delivered" { Ended::BouncedLate } else { Ended::Bounced };
+    rate::note_outcome(tx, row, ended).await?;
     if report.what == Told::DeadAddress {
         suppress(tx, row, "bounce", Some(&report.text)).await?;
     }

@@ -1,12 +1,16 @@
 //! What became of mail after a remote took it: it comes back, somebody complains, somebody unsubscribes; and what
 //! strangers claim about it does nothing.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use crate::world::{
     dns::Dns,
     eventually,
     postgres::Database,
+    scripted::{Act, Scripted},
     server::{Setup, TestServer},
     sink::{Sink, Taken},
 };
@@ -252,6 +256,54 @@ async fn a_mail_to_the_address_in_list_unsubscribe_unsubscribes() {
     assert_eq!(it.events("suppression.added", 1).await[0]["data"]["reason"], "unsubscribe");
     assert_eq!(it.suppressed().await, [("bob@remote.example".to_owned(), "unsubscribe".to_owned())]);
     assert!(it.claim().await.is_empty(), "it is nobody's work");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bounce_that_is_faster_than_our_note_of_the_250_counts_on_sqlite() {
+    overtaken(TestServer::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bounce_that_is_faster_than_our_note_of_the_250_counts_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    overtaken(TestServer::new().on(&database)).await;
+}
+
+/// The remote's bounce is here while its 250 is still on the way. Not believed, it would leave a message that looks
+/// delivered.
+async fn overtaken(setup: Setup) {
+    let go_on = Arc::new(Notify::new());
+    let waits = go_on.clone();
+    let remote = Scripted::start(move |at, _| match at {
+        "DOT" => Act::Await(waits.clone()),
+        _ => Act::Well,
+    })
+    .await;
+    let zone =
+        format!("remote.example MX 10 mx.remote.example\nmx.remote.example A {}\n", remote.address.ip());
+    let dns = Dns::start(&zone).await;
+    let server = setup.inbox("ada").dns(&dns).start().await;
+    let sent =
+        server.api.post(SEND, json!({"to": "bob@remote.example", "subject": "s", "text": "t"})).await.ok();
+    let from = eventually("the message is there", async || {
+        let heard = String::from_utf8_lossy(&remote.heard()).into_owned();
+        let from = heard.split("MAIL FROM:<").nth(1)?.split('>').next()?.to_owned();
+        heard.ends_with("\r\n.\r\n").then_some(from)
+    })
+    .await;
+    server.receive("", &from, dsn(&from, "fast", "5.1.1").as_bytes()).await;
+    go_on.notify_one();
+    let id = crate::world::api::path_escape(sent["message_id"].as_str().unwrap());
+    let path = format!("/v1/inboxes/ada@agents.example/messages/{id}/deliveries");
+    let row = eventually("both are written", async || {
+        let row = server.api.get(&path).await.ok()["deliveries"][0].clone();
+        row["log"][0]["outcome"].is_string().then_some(row)
+    })
+    .await;
+    assert_eq!((&row["state"], &row["class"]), (&json!("failed"), &json!("hard")), "{row}");
+    assert_eq!(row["log"][0]["outcome"], "delivered", "what it said is kept: {row}");
+    let events = server.api.get("/v1/events?event_types=message.bounced&limit=10").await.ok();
+    assert_eq!(events["count"], 1, "{events}");
 }
 
 /// Everybody at a message's other domains sees its recipients: a report by one return path is about one domain's alone.

@@ -11,6 +11,7 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
+    sync::Notify,
     task::JoinHandle,
 };
 
@@ -22,6 +23,8 @@ pub enum Act {
     /// These, and then the connection is closed.
     Last(String),
     Hang,
+    /// What a good server does, once it is told to go on.
+    Await(Arc<Notify>),
     Close,
     /// What a good server does.
     Well,
@@ -116,6 +119,10 @@ async fn act(
         Act::Last(text) => (text, true),
         Act::Close => return None,
         Act::Hang => std::future::pending().await,
+        Act::Await(go_on) => {
+            go_on.notified().await;
+            (well.to_owned(), false)
+        }
     };
     wire.write_all(format!("{text}\r\n").as_bytes()).await.ok()?;
     wire.flush().await.ok()?;
