@@ -227,7 +227,7 @@ fn fqdn(name: &str) -> Result<Name, DnsError> {
 
 /// Lower case and without the dot at the end; the root stays `.`. A label that is no text is written with
 /// escapes, and so is not the name of anything that is asked for.
-fn plain_name(name: &Name) -> String {
+pub(crate) fn plain_name(name: &Name) -> String {
     let plain = |octet: &u8| octet.is_ascii_graphic() && !matches!(octet, b'.' | b'\\');
     if !name.iter().flatten().all(plain) {
         return name.to_lowercase().to_ascii();

@@ -24,7 +24,7 @@ use crate::deliver::outcome::{Fate, Outcome, Via};
 use crate::deliver::pool::{self, Door, Pool};
 use crate::deliver::route::{self, Network, RouteError};
 use crate::deliver::site::{self, NotNow, Pass, Sites};
-use crate::deliver::trust::{Need, Plan, Refusal, Trust};
+use crate::deliver::trust::{Need, Plan, Proof, Refusal, Trust};
 use crate::deliver::wire::WireMessage;
 use crate::dns::Resolver;
 use crate::floor::Floor;
@@ -118,7 +118,16 @@ struct Lease {
 
 impl Lease {
     fn via(&self) -> Via {
-        Via { host: self.door.host.clone(), address: self.door.address, tls: self.client.protection() }
+        let verified = self.client.proof.as_ref().and_then(Proof::verified_by);
+        let words = |tls| match verified {
+            Some(by) => format!("{tls}, verified by {by}"),
+            None => tls,
+        };
+        Via {
+            host: self.door.host.clone(),
+            address: self.door.address,
+            tls: self.client.protection().map(words),
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! The integration tests: ONE binary, because each further one links the whole server again.
 //!
 //! `world/` is what stands around Gatepost in these tests: the server itself as a child process, a DNS server with
-//! zones given as text, SMTP clients and scripted remotes, a private PostgreSQL cluster, a real Postfix. The other
-//! modules are named after what they prove.
+//! zones given as text, signed zones behind a real unbound, SMTP clients and scripted remotes, a private PostgreSQL
+//! cluster, a real Postfix. The other modules are named after what they prove.
 //!
-//! What a machine lacks (PostgreSQL, Postfix, strace, the Python SDK, the corpora) is skipped with a line that says
+//! What a machine lacks (PostgreSQL, Postfix, unbound, strace, the Python SDK, the corpora) is skipped with a line that says
 //! so; `GATEPOST_REQUIRE=all` makes its absence a failure. All tests run side by side: every server has its own
 //! loopback address out of 127/8, so no port is ever contested.
 
@@ -16,6 +16,7 @@ mod abuse;
 mod budgets;
 mod corpora;
 mod crash;
+mod dane;
 mod dev;
 mod domains;
 mod door;

@@ -49,12 +49,12 @@ async fn serve(
     (setup.inbox("ada").dns(dns).start().await, folder)
 }
 
-async fn send(server: &TestServer, to: &str) {
+pub(crate) async fn send(server: &TestServer, to: &str) {
     server.api.post(SEND, json!({"to": to, "subject": "s", "text": "t"})).await.ok();
 }
 
 /// A deferral of mail to this recipient, with these words.
-async fn deferred(server: &TestServer, to: &str, words: &str) {
+pub(crate) async fn deferred(server: &TestServer, to: &str, words: &str) {
     eventually(&format!("mail to {to} is deferred with {words:?}"), async || {
         let events = server.api.get("/v1/events?event_types=delivery.deferred&limit=1000").await.ok();
         let seen = |event: &&serde_json::Value| {
@@ -66,16 +66,21 @@ async fn deferred(server: &TestServer, to: &str, words: &str) {
     .await;
 }
 
-async fn taken(mail: &MailHost, to: &str) -> Vec<bool> {
+pub(crate) async fn taken(mail: &MailHost, to: &str) -> Vec<bool> {
     eventually(&format!("mail for {to}"), async || Some(mail.taken(to)).filter(|all| !all.is_empty())).await
 }
 
 /// The results that were written, as `policy result`.
 async fn recorded(server: &TestServer, wanted: &str) {
-    eventually(&format!("a TLS result {wanted:?}"), async || {
+    recorded_of(server, "remote.example", wanted).await;
+}
+
+pub(crate) async fn recorded_of(server: &TestServer, domain: &str, wanted: &str) {
+    eventually(&format!("a TLS result {wanted:?} of {domain}"), async || {
         let connection = rusqlite::Connection::open(server.dir.join("data/gatepost.db")).unwrap();
-        let sql = "SELECT 1 FROM tls_result WHERE policy_domain = 'remote.example' AND policy_type || ' ' || result_type = ?1";
-        connection.query_row(sql, [wanted], |_| Ok(())).ok()
+        let sql =
+            "SELECT 1 FROM tls_result WHERE policy_domain = ?1 AND policy_type || ' ' || result_type = ?2";
+        connection.query_row(sql, [domain, wanted], |_| Ok(())).ok()
     })
     .await;
 }

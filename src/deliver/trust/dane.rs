@@ -27,6 +27,14 @@ pub(crate) struct Association {
     pub(crate) data: Vec<u8>,
 }
 
+/// The usable TLSA records of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Associations {
+    /// The name that has them, which is the one in the certificate and in SNI too (RFC 7672 §2.2.3, §8.1).
+    pub(crate) base: String,
+    pub(crate) records: Vec<Association>,
+}
+
 /// RFC 7672 §3.1.3: usages 0 and 1 are not for SMTP; and what we do not know is not usable.
 pub(crate) fn usable(records: &[TLSA]) -> Vec<Association> {
     let read = |record: &TLSA| {

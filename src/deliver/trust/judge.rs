@@ -9,7 +9,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-use super::dane::{Association, Usage};
+use super::dane::{Association, Associations, Usage};
 use crate::store::tls_result::ResultType;
 
 /// What the certificate is measured with.
@@ -17,8 +17,8 @@ use crate::store::tls_result::ResultType;
 pub(super) enum Measure {
     Nothing,
     WebPki,
-    /// The records, and the domain that may stand in a certificate instead of the host (RFC 7672 §3.2.2).
-    Dane(Arc<Vec<Association>>, String),
+    /// The records, and the domains that may stand in a certificate instead of the host (RFC 7672 §3.2.2).
+    Dane(Arc<Associations>, Vec<String>),
 }
 
 #[derive(Debug)]
@@ -66,19 +66,24 @@ impl Judge {
                 Some(web) => web.verify_server_cert(leaf, chain, name, &[], now).map(|_| ()),
                 None => Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)),
             },
-            Measure::Dane(records, domain) => dane(records, domain, leaf, chain, name, now, &self.provider),
+            Measure::Dane(dane, domains) => {
+                let names: Vec<ServerName<'_>> = [name.clone()]
+                    .into_iter()
+                    .chain(domains.iter().filter_map(|domain| ServerName::try_from(domain.as_str()).ok()))
+                    .collect();
+                by_records(&dane.records, leaf, chain, &names, now, &self.provider)
+            }
         }
     }
 }
 
 /// RFC 7672 §3.1: usage 3 asks for nothing but the match, neither name nor date; usage 2 makes the certificate
 /// that matches the anchor of an ordinary chain, names included.
-fn dane(
+fn by_records(
     records: &[Association],
-    domain: &str,
     leaf: &CertificateDer<'_>,
     chain: &[CertificateDer<'_>],
-    name: &ServerName<'_>,
+    names: &[ServerName<'_>],
     now: UnixTime,
     provider: &Arc<CryptoProvider>,
 ) -> Result<(), Error> {
@@ -101,11 +106,14 @@ fn dane(
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(anchors), Arc::clone(provider))
         .build()
         .map_err(|error| Error::General(error.to_string()))?;
-    let first = verifier.verify_server_cert(leaf, chain, name, &[], now);
-    match (first, ServerName::try_from(domain.to_owned())) {
-        (Err(_), Ok(domain)) => verifier.verify_server_cert(leaf, chain, &domain, &[], now).map(|_| ()),
-        (first, _) => first.map(|_| ()),
+    let mut judged = Err(Error::InvalidCertificate(CertificateError::NotValidForName));
+    for name in names {
+        judged = verifier.verify_server_cert(leaf, chain, name, &[], now).map(|_| ());
+        if judged.is_ok() {
+            break;
+        }
     }
+    judged
 }
 
 /// RFC 8460 §4.3.1 and .2.

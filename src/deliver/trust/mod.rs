@@ -26,7 +26,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use self::dane::Association;
+use self::dane::{Association, Associations};
 use self::judge::{Judge, Measure};
 use self::notes::Note;
 use self::sts::{Mode, Policy};
@@ -82,6 +82,8 @@ struct Known {
 /// What a domain demands.
 pub(crate) struct Plan {
     domain: String,
+    /// Where its CNAMEs led, if it has any: a name that a certificate may have too (RFC 7672 §3.2.2).
+    expanded: Option<String>,
     sts: Option<Arc<Policy>>,
     /// The hosts of its secure MX; `None` where that is not secure.
     secure_hosts: Option<Vec<String>>,
@@ -95,6 +97,7 @@ pub(crate) struct Plan {
 #[derive(Debug, Clone)]
 pub(crate) struct Need {
     domain: String,
+    expanded: Option<String>,
     host: String,
     level: Level,
     sts: Option<Arc<Policy>>,
@@ -109,7 +112,7 @@ enum Level {
     /// TLS with whatever certificate: TLSA records, none of them usable (RFC 7672 §2.2).
     Encrypted,
     WebPki,
-    Dane(Arc<Vec<Association>>),
+    Dane(Arc<Associations>),
 }
 
 /// What a connection has shown.
@@ -130,15 +133,40 @@ pub(crate) enum Refusal {
 impl Plan {
     /// Nothing is demanded.
     pub(crate) fn none(domain: &str) -> Plan {
-        Plan { domain: domain.to_owned(), sts: None, secure_hosts: None, habit: false, counted: false }
+        Plan {
+            domain: domain.to_owned(),
+            expanded: None,
+            sts: None,
+            secure_hosts: None,
+            habit: false,
+            counted: false,
+        }
+    }
+}
+
+impl Proof {
+    /// What the host proved itself by; `None` where it was merely encrypted.
+    pub(crate) fn verified_by(&self) -> Option<&'static str> {
+        match self.level {
+            Level::Dane(_) => Some("DANE"),
+            Level::WebPki => Some("MTA-STS"),
+            Level::Opportunistic | Level::Encrypted => None,
+        }
     }
 }
 
 impl Need {
     /// Nothing is demanded of this host.
     pub(crate) fn nothing(domain: &str, host: &str) -> Need {
-        let (domain, host) = (domain.to_owned(), host.to_owned());
-        Need { domain, host, level: Level::Opportunistic, sts: None, habit: false, counted: false }
+        Need {
+            domain: domain.to_owned(),
+            expanded: None,
+            host: host.to_owned(),
+            level: Level::Opportunistic,
+            sts: None,
+            habit: false,
+            counted: false,
+        }
     }
 
     /// Whether a kept connection will do.
@@ -157,7 +185,11 @@ impl Need {
 
     fn measure(&self) -> (Measure, bool) {
         match &self.level {
-            Level::Dane(records) => (Measure::Dane(Arc::clone(records), self.domain.clone()), true),
+            Level::Dane(dane) => {
+                let domains =
+                    [Some(self.domain.clone()), self.expanded.clone()].into_iter().flatten().collect();
+                (Measure::Dane(Arc::clone(dane), domains), true)
+            }
             Level::WebPki => (Measure::WebPki, true),
             // RFC 8461 §5: testing reports what enforce would have refused.
             Level::Opportunistic if self.sts.is_some() => (Measure::WebPki, false),
@@ -171,8 +203,8 @@ impl Need {
 
     fn result(&self, result: ResultType, address: Option<IpAddr>, from: Option<IpAddr>) -> TlsResult {
         let (policy_type, policy_strings, policy_mx) = match (&self.level, &self.sts) {
-            (Level::Dane(records), _) => {
-                (PolicyType::Tlsa, records.iter().map(Association::text).collect(), Vec::new())
+            (Level::Dane(dane), _) => {
+                (PolicyType::Tlsa, dane.records.iter().map(Association::text).collect(), Vec::new())
             }
             (Level::Encrypted, _) => (PolicyType::Tlsa, Vec::new(), Vec::new()),
             (_, Some(policy)) => (PolicyType::Sts, policy.lines.clone(), policy.mx.clone()),
@@ -231,23 +263,28 @@ impl Trust {
         };
         let sts = self.policy(domain).await.map_err(unread)?.filter(|policy| policy.mode != Mode::None);
         let habit = self.known(domain).await.map_err(unread)?.deliveries >= HABIT;
-        let secure_hosts = match &self.validated {
-            None => None,
-            Some(dns) => match dns.ask(domain, RecordType::MX).await {
-                Ok(answer) => answer.secure.then(|| hosts_of(domain, &answer.records)),
+        let (mut secure_hosts, mut expanded) = (None, None);
+        if let Some(dns) = &self.validated {
+            match dns.ask(domain, RecordType::MX).await {
+                Ok(answer) if answer.secure => {
+                    secure_hosts = Some(hosts_of(domain, &answer.records));
+                    expanded = Some(answer.name).filter(|name| name != domain);
+                }
+                Ok(_) => {}
                 // RFC 7672 §2.1: what is bogus, or cannot be known, delays.
                 Err(error) => {
                     let text = format!("the MX of {domain} cannot be validated: {error}");
                     return Err(Outcome::deferred("4.7.0", text));
                 }
-            },
-        };
-        Ok(Plan { domain: domain.to_owned(), sts, secure_hosts, habit, counted: true })
+            }
+        }
+        Ok(Plan { domain: domain.to_owned(), expanded, sts, secure_hosts, habit, counted: true })
     }
 
     /// What this host of the domain must be; an outcome where it must not be used.
     pub(crate) async fn need(&self, plan: &Plan, host: &str) -> Result<Need, Outcome> {
         let mut need = Need {
+            expanded: plan.expanded.clone(),
             sts: plan.sts.clone(),
             habit: plan.habit,
             counted: plan.counted,
@@ -261,11 +298,11 @@ impl Trust {
             }
             match self.tlsa(host).await {
                 Ok(None) => {}
-                Ok(Some(records)) => {
+                Ok(Some(dane)) => {
                     // RFC 8461 §2: with both, DANE decides.
-                    need.level = match records.is_empty() {
+                    need.level = match dane.records.is_empty() {
                         true => Level::Encrypted,
-                        false => Level::Dane(Arc::new(records)),
+                        false => Level::Dane(Arc::new(dane)),
                     };
                     return Ok(need);
                 }
@@ -291,29 +328,36 @@ impl Trust {
         }
     }
 
-    /// The usable TLSA records of a host whose address is secure (RFC 7672 §2.2.2); `None` where there are none.
-    async fn tlsa(&self, host: &str) -> Result<Option<Vec<Association>>, String> {
+    /// The usable TLSA records of a host, at the name that has them; `None` where there are none.
+    async fn tlsa(&self, host: &str) -> Result<Option<Associations>, String> {
         let Some(dns) = &self.validated else { return Ok(None) };
         let unknown = |what: &str, error| format!("the {what} of {host} cannot be validated: {error}");
         let mut address = dns.ask(host, RecordType::A).await.map_err(|error| unknown("address", error))?;
         if address.records.is_empty() {
             address = dns.ask(host, RecordType::AAAA).await.map_err(|error| unknown("address", error))?;
         }
+        let is_alias = address.name != host;
+        let mut bases = Vec::new();
+        if address.secure {
+            // RFC 7672 §2.2.3: where the CNAMEs led, then the name in the MX.
+            bases.push(address.name);
+            bases.extend(is_alias.then(|| host.to_owned()));
+        } else if is_alias {
+            // RFC 7672 §2.2.2: a CNAME that is secure, into a zone that is not, vouches for its own name alone.
+            let alias = dns.ask(host, RecordType::CNAME).await.map_err(|error| unknown("CNAME", error))?;
+            bases.extend((alias.secure && !alias.records.is_empty()).then(|| host.to_owned()));
+        }
         // RFC 7672 §2.2.2: without a secure address no TLSA is asked for, as broken servers fail on that question.
-        if !address.secure {
-            return Ok(None);
+        for base in bases {
+            let name = format!("_{}._tcp.{base}", self.port);
+            let answer = dns.ask(&name, RecordType::TLSA).await.map_err(|error| unknown("TLSA", error))?;
+            if answer.secure && !answer.records.is_empty() {
+                let read = |data| if let RData::TLSA(tlsa) = data { Some(tlsa) } else { None };
+                let records: Vec<_> = answer.records.into_iter().filter_map(read).collect();
+                return Ok(Some(Associations { base, records: dane::usable(&records) }));
+            }
         }
-        let name = format!("_{}._tcp.{host}", self.port);
-        let answer = dns.ask(&name, RecordType::TLSA).await.map_err(|error| unknown("TLSA", error))?;
-        if !answer.secure || answer.records.is_empty() {
-            return Ok(None);
-        }
-        let records: Vec<_> = answer
-            .records
-            .into_iter()
-            .filter_map(|data| if let RData::TLSA(tlsa) = data { Some(tlsa) } else { None })
-            .collect();
-        Ok(Some(dane::usable(&records)))
+        Ok(None)
     }
 
     /// Takes a greeted connection into TLS, as far as it is needed and can be had.
@@ -331,7 +375,11 @@ impl Trust {
         let (measure, strict) = need.measure();
         let judge = Judge::new(measure, strict, self.web.clone());
         let config = judge.config().map_err(|error| Refusal::Final(ClientError::Tls(error.to_string())))?;
-        match client.start_tls(name, &need.host, config).await {
+        let host = match &need.level {
+            Level::Dane(dane) => &dane.base,
+            _ => &need.host,
+        };
+        match client.start_tls(name, host, config).await {
             Ok(mut client) if client.encrypted => {
                 self.session(need, judge.result().unwrap_or(ResultType::Success), to, from);
                 client.proof = Some(need.proof());

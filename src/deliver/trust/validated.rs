@@ -13,12 +13,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use crate::dns::DnsError;
+use crate::dns::{DnsError, plain_name};
 
 /// One try of two.
 const TRY: Duration = Duration::from_millis(2500);
 /// Without fragments (RFC 9715).
 const UDP_PAYLOAD: u16 = 1232;
+/// CNAMEs in one answer: resolvers give up at about as many.
+const MOST_ALIASES: usize = 12;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Validated {
@@ -31,6 +33,8 @@ pub(super) struct Answer {
     pub(super) secure: bool,
     /// Of the type that was asked for; empty where there are none.
     pub(super) records: Vec<RData>,
+    /// Where the CNAMEs led, lower case and without the dot at the end; the name that was asked for, without any.
+    pub(super) name: String,
 }
 
 impl Validated {
@@ -53,7 +57,7 @@ impl Validated {
         let mut why = DnsError::Temporary("no answer in time".into());
         for _ in 0..2 {
             match timeout(TRY, self.exchange(&name, kind)).await {
-                Ok(Ok(message)) => return read(&message, kind),
+                Ok(Ok(message)) => return read(&message, &name, kind),
                 Ok(Err(error)) => why = DnsError::Temporary(error.to_string()),
                 Err(_) => {}
             }
@@ -110,15 +114,28 @@ fn answers(message: &Message, question: &Message, name: &Name, kind: RecordType)
     message.metadata.id == question.metadata.id && message.queries.first().is_some_and(asked)
 }
 
-fn read(message: &Message, kind: RecordType) -> Result<Answer, DnsError> {
+fn read(message: &Message, asked: &Name, kind: RecordType) -> Result<Answer, DnsError> {
     match message.metadata.response_code {
         ResponseCode::NoError | ResponseCode::NXDomain => {}
         // A validating resolver answers SERVFAIL to what is bogus.
         code => return Err(DnsError::Temporary(code.to_string())),
     }
-    let records = message.answers.iter().filter(|record| record.record_type() == kind);
+    let mut name = asked;
+    for _ in 0..MOST_ALIASES {
+        let alias = message.answers.iter().find_map(|record| match &record.data {
+            RData::CNAME(alias) if record.name == *name && kind != RecordType::CNAME => Some(&alias.0),
+            _ => None,
+        });
+        match alias {
+            Some(next) => name = next,
+            None => break,
+        }
+    }
+    let records =
+        message.answers.iter().filter(|record| record.record_type() == kind && record.name == *name);
     Ok(Answer {
         secure: message.metadata.authentic_data,
         records: records.map(|record| record.data.clone()).collect(),
+        name: plain_name(name),
     })
 }

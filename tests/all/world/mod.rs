@@ -8,6 +8,7 @@ pub mod postfix;
 pub mod postgres;
 pub mod scripted;
 pub mod server;
+pub mod signed;
 pub mod sink;
 pub mod smtp;
 pub mod strace;

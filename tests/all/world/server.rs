@@ -77,6 +77,12 @@ impl Setup {
         self
     }
 
+    /// With this resolver.
+    pub fn resolver(mut self, address: SocketAddr) -> Setup {
+        self.dns = Some(address);
+        self
+    }
+
     /// The port dialled at MX hosts.
     pub fn relay_port(mut self, port: u16) -> Setup {
         self.relay_port = Some(port);

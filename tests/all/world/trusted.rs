@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData as _};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer},
@@ -21,12 +21,15 @@ use tokio_rustls::TlsAcceptor;
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pub certificate: CertificateDer<'static>,
+    /// Its SubjectPublicKeyInfo.
+    pub spki: Vec<u8>,
     pub pem: String,
 }
 
 /// A certificate with its key, and the chain that is shown.
 pub struct Shown {
     pub chain: Vec<CertificateDer<'static>>,
+    pub spki: Vec<u8>,
     key: Vec<u8>,
 }
 
@@ -37,20 +40,30 @@ impl Authority {
         let key = KeyPair::generate().expect("key");
         let made = params.self_signed(&key).expect("authority");
         let (certificate, pem) = (made.der().clone(), made.pem());
-        Authority { issuer: Issuer::new(params, key), certificate, pem }
+        let spki = key.subject_public_key_info();
+        Authority { issuer: Issuer::new(params, key), certificate, spki, pem }
     }
 
     pub fn sign(&self, name: &str) -> Shown {
         self.sign_until(name, 2096)
     }
 
+    /// For all these names.
+    pub fn sign_all(&self, names: Vec<String>) -> Shown {
+        self.issue(CertificateParams::new(names).expect("certificate"))
+    }
+
     pub fn sign_until(&self, name: &str, year: i32) -> Shown {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("certificate");
         params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        self.issue(params)
+    }
+
+    fn issue(&self, params: CertificateParams) -> Shown {
         let key = KeyPair::generate().expect("key");
         let made = params.signed_by(&key, &self.issuer).expect("certificate");
         let chain = vec![made.der().clone(), self.certificate.clone()];
-        Shown { chain, key: key.serialize_der() }
+        Shown { chain, spki: key.subject_public_key_info(), key: key.serialize_der() }
     }
 }
 
