@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use hickory_server::proto::rr::RecordType;
 use serde_json::Value;
 use sha2::{Digest, Sha256, Sha512};
 
@@ -12,7 +13,7 @@ use crate::{
         api::path_escape,
         eventually,
         server::{Setup, TestServer},
-        signed::{Signed, Signing, Zone, zone},
+        signed::{Liar, Lie, Signed, Signing, Zone, zone},
         trusted::{Authority, MailHost, Shown},
     },
 };
@@ -226,4 +227,66 @@ async fn fates(mode: &str, more: impl FnOnce(Setup, &Signed) -> Setup) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_signed_zone_has_its_fate_by_the_resolver_next_door() {
     fates("trust_ad", |setup, _| setup).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_signed_zone_has_its_fate_by_ourselves() {
+    fates("validate", trusting).await;
+}
+
+/// The zone's own key instead of the root's.
+fn trusting(setup: Setup, dns: &Signed) -> Setup {
+    setup.env("GATEPOST_RELAY__DNSSEC_ANCHORS", &dns.anchor.display().to_string())
+}
+
+/// Who validates needs not trust its resolver: one that takes signatures away, denies what is there, or answers with
+/// another name's proof gets nothing sent. The hosts offer no TLS, so a lie that is believed is mail in clear.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resolver_that_lies_gets_no_mail() {
+    let authority = Authority::new();
+    let shown = authority.sign("mx.honest.example");
+    let (good, clear) = (MailHost::start(Some(&shown)).await, MailHost::start(None).await);
+    let right = [Seen { certificate: &shown.chain[0], spki: &shown.spki }.data(3, 1, 1)];
+    let mut top = plain("honest", &good, &right);
+    for name in ["stripped", "denied", "replayed", "alien"] {
+        top.push_str(&plain(name, &clear, &right));
+    }
+    top.push_str(&plain("absent", &clear, &[]));
+    let child = format!("@ MX 10 mx\nmx A {}\n_2526._tcp.mx TLSA {}\n", clear.address.ip(), right[0]);
+    let zones = vec![
+        zone("example", Signing::Nsec, &top),
+        zone("unsigned.example", Signing::None, ""),
+        zone("below.example", Signing::Nsec3, &child),
+        zone("cut.example", Signing::Nsec3, &child),
+    ];
+    let Some(dns) = Signed::start(zones).await else { return };
+    let any = RecordType::ANY;
+    let lies = vec![
+        ("stripped.example", any, Lie::Strip),
+        ("_tcp.mx.denied.example", any, Lie::Deny),
+        // A proof that holds, of another name.
+        ("_tcp.mx.replayed.example", any, Lie::Replay("_2526._tcp.mx.absent.example")),
+        // Records that hold, of another name.
+        ("_tcp.mx.alien.example", any, Lie::Replay("_2526._tcp.mx.honest.example")),
+        // A signed zone that is made to look like an unsigned one.
+        ("below.example", RecordType::DS, Lie::Replay("unsigned.example")),
+        ("below.example", any, Lie::Strip),
+        ("cut.example", RecordType::DS, Lie::Deny),
+        ("cut.example", any, Lie::Strip),
+    ];
+    let liar = Liar::before(&dns, lies).await;
+    let setup = TestServer::new().inbox("ada").resolver(liar.address).env("GATEPOST_RELAY__DANE", "validate");
+    let server = trusting(setup, &dns).start().await;
+    let lied = ["stripped", "denied", "replayed", "alien", "below", "cut"];
+    for name in lied.iter().chain(&["honest", "absent"]) {
+        send(&server, &format!("bob@{name}.example")).await;
+    }
+    assert_eq!(taken(&good, "bob@honest.example").await, [true]);
+    assert!(secured(&server, "bob@honest.example").await.ends_with(", verified by DANE"));
+    assert_eq!(taken(&clear, "bob@absent.example").await, [false]);
+    for name in lied {
+        let to = format!("bob@{name}.example");
+        deferred(&server, &to, "cannot be validated").await;
+        assert!(clear.taken(&to).is_empty(), "{to} was sent");
+    }
 }

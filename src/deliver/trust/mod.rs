@@ -13,6 +13,7 @@ mod judge;
 mod notes;
 mod sts;
 mod validated;
+mod validator;
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -232,6 +233,7 @@ impl Trust {
         let validated = match config.dane {
             Dane::Off => None,
             Dane::TrustAd => Validated::find(&floor.config.dns.servers),
+            Dane::Validate => Some(Validated::ourselves(&floor.config.dns.servers, &config.dnssec_anchors)),
         };
         if config.dane == Dane::TrustAd && validated.is_none() {
             tracing::warn!("relay.dane is \"trust_ad\" and no DNS server is on loopback: DANE is off");

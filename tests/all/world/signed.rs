@@ -7,9 +7,15 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
 };
 
+use hickory_server::proto::{
+    op::{Message, Query, ResponseCode},
+    rr::{Name, RecordType},
+};
 use tempfile::TempDir;
+use tokio::{net::UdpSocket, task::JoinHandle};
 
 use super::{eventually, needs, own_address, run};
 
@@ -168,4 +174,87 @@ fn sign(signzone: &Path, zone: &Zone, file: &Path, key: &Path) -> PathBuf {
 
 fn with_ending(file: &Path, ending: &str) -> PathBuf {
     PathBuf::from(format!("{}.{ending}", file.display()))
+}
+
+/// What a resolver in between does to an answer.
+#[derive(Clone)]
+pub enum Lie {
+    /// Takes the signatures and proofs away, and says that all is well.
+    Strip,
+    /// Says that there is nothing, without a proof.
+    Deny,
+    /// Answers with what another name's answer says and proves.
+    Replay(&'static str),
+}
+
+/// A resolver that asks another one and lies about some names. UDP only: nothing here is so long.
+pub struct Liar {
+    pub address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Liar {
+    /// The first lie whose name (and what is below it) and type fit; `ANY` fits all types.
+    pub async fn before(signed: &Signed, lies: Vec<(&'static str, RecordType, Lie)>) -> Liar {
+        let socket = UdpSocket::bind((own_address(), 5353)).await.expect("liar");
+        let address = socket.local_addr().expect("liar");
+        let (socket, honest, lies) = (Arc::new(socket), signed.address, Arc::new(lies));
+        let task = tokio::spawn(async move {
+            let mut question = vec![0; 4096];
+            while let Ok((n, peer)) = socket.recv_from(&mut question).await {
+                let (socket, lies, question) = (socket.clone(), lies.clone(), question[..n].to_vec());
+                tokio::spawn(async move {
+                    let asked = Message::from_vec(&question).ok()?;
+                    let answer = lied(&asked, &lies, honest).await?;
+                    socket.send_to(&answer.to_vec().ok()?, peer).await.ok()
+                });
+            }
+        });
+        Liar { address, task }
+    }
+}
+
+impl Drop for Liar {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn lied(asked: &Message, lies: &[(&str, RecordType, Lie)], honest: SocketAddr) -> Option<Message> {
+    let query = asked.queries.first()?;
+    let name = query.name().to_ascii().to_ascii_lowercase();
+    let name = name.trim_end_matches('.');
+    let fits = |(of, kind, _): &&(&str, RecordType, Lie)| {
+        (name == *of || name.ends_with(&format!(".{of}")))
+            && (*kind == RecordType::ANY || *kind == query.query_type())
+    };
+    let lie = lies.iter().find(fits).map(|(.., lie)| lie);
+    let mut put = asked.clone();
+    if let Some(Lie::Replay(other)) = lie {
+        let other = Name::from_ascii(format!("{other}.")).expect("name");
+        put.queries = vec![Query::query(other, query.query_type())];
+    }
+    let socket = UdpSocket::bind((own_address(), 0)).await.ok()?;
+    socket.send_to(&put.to_vec().ok()?, honest).await.ok()?;
+    let mut buffer = vec![0; 4096];
+    let n = socket.recv(&mut buffer).await.ok()?;
+    let mut answer = Message::from_vec(&buffer[..n]).ok()?;
+    answer.queries = asked.queries.clone();
+    let proofs = [RecordType::RRSIG, RecordType::NSEC, RecordType::NSEC3];
+    match lie {
+        Some(Lie::Strip) => {
+            for section in [&mut answer.answers, &mut answer.authorities] {
+                section.retain(|record| !proofs.contains(&record.record_type()));
+            }
+            answer.metadata.authentic_data = true;
+        }
+        Some(Lie::Deny) => {
+            answer.answers.clear();
+            answer.authorities.clear();
+            answer.metadata.response_code = ResponseCode::NXDomain;
+            answer.metadata.authentic_data = true;
+        }
+        Some(Lie::Replay(_)) | None => {}
+    }
+    Some(answer)
 }
