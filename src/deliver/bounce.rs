@@ -185,7 +185,7 @@ mod tests {
     use super::*;
     use crate::deliver::outcome::Via;
     use crate::ids::InboxKey;
-    use crate::store::delivery::{Priority, Route};
+    use crate::store::delivery::{Priority, Route, TlsDemand};
 
     fn delivery() -> Delivery {
         Delivery {
@@ -199,7 +199,7 @@ mod tests {
             priority: Priority::Ordinary,
             held_by: None,
             via: None,
-            tls_optional: false,
+            tls: TlsDemand::Usual,
             next_attempt_at: 0,
             attempts: 1,
             maybe_duplicate: false,

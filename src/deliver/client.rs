@@ -4,7 +4,8 @@
 //! after it; replies are bounded (`reply.rs`); nothing but CRLF lines leaves (`wire.rs`). It decides nothing
 //! about routes or retries: it reports what each recipient was answered, and whether the final dot was sent.
 //!
-//! RFC 5321, RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 3207 (STARTTLS), RFC 6152, RFC 6531, RFC 4954 (AUTH).
+//! RFC 5321, RFC 2920 (PIPELINING), RFC 1870 (SIZE), RFC 3207 (STARTTLS), RFC 6152, RFC 6531, RFC 4954 (AUTH),
+//! RFC 8689 (REQUIRETLS).
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +20,7 @@ use crate::address::Address;
 use crate::deliver::reply::{Class, Reply, ReplyError};
 use crate::deliver::trust::Proof;
 use crate::deliver::wire::{Wire, WireMessage};
+use crate::store::delivery::TlsDemand;
 
 /// RFC 5321 §4.5.3.1.8: a server must take at least 100 recipients, so we never send more.
 pub(crate) const MAX_RECIPIENTS: usize = 100;
@@ -145,6 +147,8 @@ pub(crate) struct Offers {
     pub(crate) eight_bit: bool,
     pub(crate) smtputf8: bool,
     pub(crate) auth_plain: bool,
+    /// RFC 8689 §2: offered inside TLS alone.
+    pub(crate) require_tls: bool,
     /// Octets; `None` where SIZE was not offered or has no limit (RFC 1870 §4).
     pub(crate) size_limit: Option<u64>,
     size: bool,
@@ -160,6 +164,7 @@ impl Offers {
                 "STARTTLS" => offers.starttls = true,
                 "8BITMIME" => offers.eight_bit = true,
                 "SMTPUTF8" => offers.smtputf8 = true,
+                "REQUIRETLS" => offers.require_tls = true,
                 "AUTH" => offers.auth_plain |= words.any(|w| w.eq_ignore_ascii_case("PLAIN")),
                 "SIZE" => {
                     offers.size = true;
@@ -293,9 +298,10 @@ impl Client {
         mail_from: Option<&Address>,
         recipients: &[&Address],
         message: &WireMessage,
+        tls: TlsDemand,
     ) -> Result<Vec<Answer>, ClientError> {
         self.used += 1;
-        let mail = self.mail_command(mail_from, recipients, message)?;
+        let mail = self.mail_command(mail_from, recipients, message, tls)?;
         let answers = self.envelope(&mail, recipients).await?;
         let last = if answers.iter().any(|answer| answer.reply.class() == Class::Done) {
             let reply = self.command(Stage::Data, "DATA\r\n", self.deadlines.data).await?;
@@ -325,7 +331,11 @@ impl Client {
         mail_from: Option<&Address>,
         recipients: &[&Address],
         message: &WireMessage,
+        tls: TlsDemand,
     ) -> Result<String, ClientError> {
+        if tls == TlsDemand::Required && !self.keeps_tls() {
+            return Err(keeps_no_tls("the remote"));
+        }
         let local_utf8 = mail_from.into_iter().chain(recipients.iter().copied()).any(Address::needs_smtputf8);
         let smtputf8 = local_utf8 || message.needs_smtputf8;
         if smtputf8 && !self.offers.smtputf8 {
@@ -352,6 +362,9 @@ impl Client {
         }
         if smtputf8 {
             line.push_str(" SMTPUTF8");
+        }
+        if tls == TlsDemand::Required {
+            line.push_str(" REQUIRETLS");
         }
         line.push_str("\r\n");
         Ok(line)
@@ -416,6 +429,11 @@ impl Client {
         }
     }
 
+    /// Whether the host takes mail that must stay in TLS, RFC 8689 §2.
+    pub(crate) fn keeps_tls(&self) -> bool {
+        self.encrypted && self.offers.require_tls
+    }
+
     /// How the connection is encrypted, in words; `None` in clear.
     pub(crate) fn protection(&self) -> Option<String> {
         self.wire.protection()
@@ -476,6 +494,13 @@ impl Client {
         };
         timeout(limit, read).await.unwrap_or(Err(ClientError::Silent(stage)))
     }
+}
+
+/// RFC 8689 §4.2.1: without the offer it is not sent, here or ever. The status is that of RFC 8689 §6.
+pub(crate) fn keeps_no_tls(host: &str) -> ClientError {
+    let text =
+        format!("{host} does not promise to keep the message in TLS (REQUIRETLS), which its sender demands");
+    ClientError::Unable("5.7.30", text)
 }
 
 /// An answer to MAIL is everybody's.

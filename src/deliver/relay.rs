@@ -24,11 +24,12 @@ use crate::deliver::outcome::{Fate, Outcome, Via};
 use crate::deliver::pool::{self, Door, Pool};
 use crate::deliver::route::{self, Network, RouteError};
 use crate::deliver::site::{self, NotNow, Pass, Sites};
-use crate::deliver::trust::{Need, Plan, Proof, Refusal, Trust};
+use crate::deliver::trust::{Need, Plan, Refusal, Trust};
 use crate::deliver::wire::WireMessage;
 use crate::dns::Resolver;
 use crate::floor::Floor;
 use crate::ids::random_bytes;
+use crate::store::delivery::TlsDemand;
 
 /// Addresses that one attempt dials before it is deferred: Postfix's `smtp_mx_session_limit` is 2, its address
 /// limit 5.
@@ -68,7 +69,7 @@ pub(crate) struct Parcel<'a> {
     pub(crate) domain: &'a str,
     /// The way that an operator chose for it, if one did.
     pub(crate) chosen: Option<Choice>,
-    pub(crate) tls_optional: bool,
+    pub(crate) tls: TlsDemand,
     pub(crate) mail_from: Option<Address>,
     pub(crate) recipients: Vec<Address>,
 }
@@ -89,8 +90,7 @@ struct Way<'a> {
     smarthost: Option<&'a Smarthost>,
     hosts: Vec<String>,
     hello: &'a str,
-    /// The message does not insist on TLS.
-    tls_optional: bool,
+    tls: TlsDemand,
     ipv4: Option<IpAddr>,
     ipv6: Option<IpAddr>,
 }
@@ -118,7 +118,7 @@ struct Lease {
 
 impl Lease {
     fn via(&self) -> Via {
-        let verified = self.client.proof.as_ref().and_then(Proof::verified_by);
+        let verified = self.client.proof.as_ref().and_then(|proof| proof.verified_by);
         let words = |tls| match verified {
             Some(by) => format!("{tls}, verified by {by}"),
             None => tls,
@@ -200,7 +200,7 @@ impl Relay {
             smarthost,
             hosts,
             hello: source.and_then(|source| source.hello.as_deref()).unwrap_or(&self.hostname),
-            tls_optional: parcel.tls_optional,
+            tls: parcel.tls,
             ipv4: source.and_then(|source| source.ipv4),
             ipv6: source.and_then(|source| source.ipv6),
         })
@@ -230,7 +230,7 @@ impl Relay {
                 Ok(lease) => lease,
                 Err(outcome) => {
                     // A host that is not trusted is there all the same.
-                    match outcome.status.starts_with("4.7.") {
+                    match outcome.status.get(1..).is_some_and(|rest| rest.starts_with(".7.")) {
                         true => pass.answered(),
                         false => pass.failed(),
                     }
@@ -283,7 +283,7 @@ impl Relay {
             // The operator answers for it, and `dial_smarthost` for its password.
             Some(_) => Plan::none(domain),
             // RFC 8689 §4.1: neither MTA-STS nor DANE holds it up; TLS is used where it can be had.
-            None if way.tls_optional => Plan::none(domain),
+            None if way.tls == TlsDemand::Optional => Plan::none(domain),
             None => timeout_at(deadline, self.trust.plan(domain)).await.map_err(late)??,
         };
         let last_host = way.hosts.len().saturating_sub(1);
@@ -306,12 +306,19 @@ impl Relay {
                 }
             };
             let need = match timeout_at(deadline, self.trust.need(&plan, host)).await {
-                Ok(Ok(need)) => need,
-                Ok(Err(outcome)) => {
-                    temporary = Some(outcome);
+                // The smarthost's name was not looked up by anybody but the operator.
+                Ok(Ok(need)) if way.tls == TlsDemand::Required && way.smarthost.is_none() => {
+                    need.in_tls_to_the_end().map_err(|text| Outcome::failed("5.7.30", text))
+                }
+                Ok(needed) => needed,
+                Err(late_by) => return Err(temporary.unwrap_or_else(|| late(late_by))),
+            };
+            let need = match need {
+                Ok(need) => need,
+                Err(outcome) => {
+                    note(outcome, &mut temporary, &mut permanent);
                     continue;
                 }
-                Err(late_by) => return Err(temporary.unwrap_or_else(|| late(late_by))),
             };
             let last_address = addresses.len().saturating_sub(1);
             for (i, address) in addresses.into_iter().enumerate() {
@@ -328,7 +335,7 @@ impl Relay {
                     Ok(lease) => return Ok(lease),
                     Err(error) => {
                         let via = Via { host: host.clone(), address, tls: None };
-                        temporary = Some(Outcome::from_error(&error, &via));
+                        note(Outcome::from_error(&error, &via), &mut temporary, &mut permanent);
                     }
                 }
             }
@@ -383,7 +390,7 @@ impl Relay {
     /// A new connection that knows our name: in TLS where it can be had.
     async fn dial(&self, way: &Way<'_>, need: &Need, door: &Door) -> Result<Client, ClientError> {
         if let Some(smarthost) = way.smarthost {
-            return self.dial_smarthost(smarthost, door).await;
+            return self.dial_smarthost(smarthost, door, way.tls).await;
         }
         let client = self.greet(door).await?;
         match self.trust.secure(client, &door.hello, need, door.address).await {
@@ -404,10 +411,15 @@ impl Relay {
     }
 
     /// A smarthost gets our password, so its certificate must be good, and never in clear over a network.
-    async fn dial_smarthost(&self, smarthost: &Smarthost, door: &Door) -> Result<Client, ClientError> {
-        let config = match smarthost.login {
-            Some(_) => self.verifying.clone(),
-            None => self.opportunistic.clone(),
+    async fn dial_smarthost(
+        &self,
+        smarthost: &Smarthost,
+        door: &Door,
+        tls: TlsDemand,
+    ) -> Result<Client, ClientError> {
+        let config = match smarthost.login.is_some() || tls == TlsDemand::Required {
+            true => self.verifying.clone(),
+            false => self.opportunistic.clone(),
         };
         let mut client = if smarthost.implicit_tls {
             let dialled = Client::connect_tls(door.address, door.from, &door.host, config, self.deadlines);
@@ -421,6 +433,10 @@ impl Relay {
                 false => client,
             }
         };
+        if tls == TlsDemand::Required && !client.keeps_tls() {
+            pool::farewell(client);
+            return Err(client::keeps_no_tls(&smarthost.host));
+        }
         if let Some(login) = &smarthost.login {
             if !client.encrypted && !door.address.ip().is_loopback() {
                 let text = "the smarthost offers no TLS, and the password is not sent in clear";
@@ -481,7 +497,7 @@ impl Relay {
         let from = parcel.mail_from.as_ref();
         // The operator's own smarthost may take its time.
         let slow = way.smarthost.is_none().then_some(&self.slow);
-        let outcome = unhurriedly(slow, lease.client.send(from, recipients, message)).await;
+        let outcome = unhurriedly(slow, lease.client.send(from, recipients, message, way.tls)).await;
         let gone = match &outcome {
             Err(ClientError::Closed(Stage::Mail) | ClientError::Broken(Stage::Mail, _)) => true,
             // RFC 5321 §3.8: 421 is how a server says that it closes an idle connection.
@@ -494,7 +510,7 @@ impl Relay {
         lease.client = timeout(DIALLING, self.dial(way, &lease.need, &lease.door))
             .await
             .map_err(|_| ClientError::Silent(Stage::Greeting))??;
-        unhurriedly(slow, lease.client.send(from, recipients, message)).await
+        unhurriedly(slow, lease.client.send(from, recipients, message, way.tls)).await
     }
 }
 
@@ -511,6 +527,14 @@ async fn unhurriedly(
     }
     let Ok(_place) = slow.try_acquire() else { return Err(ClientError::Silent(Stage::Dot)) };
     transaction.await
+}
+
+/// Keeps why a host was of no use: one that may come back, or one that never will be.
+fn note(outcome: Outcome, temporary: &mut Option<Outcome>, permanent: &mut Option<Outcome>) {
+    match outcome.fate {
+        Fate::Failed => *permanent = Some(outcome),
+        _ => *temporary = Some(outcome),
+    }
 }
 
 fn settle(outcomes: &mut [Option<Outcome>], batch: &[usize], answers: &[Answer], via: &Via) {

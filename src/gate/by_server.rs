@@ -11,7 +11,7 @@ use crate::floor::Floor;
 use crate::inbox::{add_to_thread, new_thread, operator_address};
 use crate::screen::{self, kind::Kind, structure::Structure};
 use crate::store::body::{self, Body};
-use crate::store::delivery::{self, NewDelivery, Priority};
+use crate::store::delivery::{self, NewDelivery, Priority, TlsDemand};
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, Inbox, MAILBOX_SENT};
 use crate::store::message::{self, Direction, Message};
@@ -28,7 +28,7 @@ pub struct ServerLetter {
     body: Body,
     body_hash: Vec<u8>,
     size: i64,
-    tls_optional: bool,
+    tls: TlsDemand,
     expire: i64,
     route: delivery::Route,
     /// For the audit log: `dmarc_report`, …
@@ -70,7 +70,7 @@ pub async fn prepare_by_server(
         body: floor.bodies.prepare(inbox.key.pod, raw).await?,
         body_hash: body_hash(raw, &structure),
         size: raw.len() as i64,
-        tls_optional: tls_is_optional(raw),
+        tls: if tls_is_optional(raw) { TlsDemand::Optional } else { TlsDemand::Usual },
         expire: i64::try_from(floor.config.relay.expire.as_millis()).unwrap_or(i64::MAX / 2),
         route: route(floor, &to),
         inbox,
@@ -113,7 +113,7 @@ pub async fn send_by_server(tx: &mut Tx, letter: &ServerLetter) -> Result<Server
         route: letter.route,
         expires_at: tx.now() + letter.expire,
         priority: Priority::Bulk,
-        tls_optional: letter.tls_optional,
+        tls: letter.tls,
         not_before: None,
         // Nobody waits for it.
         notice_at: None,
@@ -179,6 +179,7 @@ fn record_of(letter: &ServerLetter, now: i64, first: i64, modseq: i64) -> Messag
         key_id: None,
         held: None,
         policy: None,
+        require_tls: false,
         modseq,
         created_at: now,
         updated_at: now,

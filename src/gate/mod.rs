@@ -31,6 +31,7 @@ use crate::principal::Principal;
 use crate::screen::{self, structure::Structure};
 use crate::store::audit;
 use crate::store::body::Body;
+use crate::store::delivery::TlsDemand;
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, Inbox, InboxStatus};
 use crate::store::list::{self, ListDirection, ListVerdict};
@@ -119,7 +120,7 @@ struct Job {
     body: Body,
     body_hash: Vec<u8>,
     size: i64,
-    tls_optional: bool,
+    tls: TlsDemand,
     floor: Arc<Floor>,
 }
 
@@ -127,6 +128,19 @@ struct Job {
 enum Outcome {
     Released(Sent),
     Refused(Decision),
+}
+
+/// RFC 8689 §5: what answers a message that was to stay in TLS is to stay in it too, unless its sender knows better.
+fn tls_demand(request: &SendRequest, parent: Option<&Message>, raw: &[u8]) -> TlsDemand {
+    let inherited = || parent.is_some_and(|parent| parent.require_tls);
+    // §4.1: the field does not count beside the demand.
+    if request.require_tls.unwrap_or_else(inherited) {
+        TlsDemand::Required
+    } else if crate::deliver::compose::tls_is_optional(raw) {
+        TlsDemand::Optional
+    } else {
+        TlsDemand::Usual
+    }
 }
 
 /// Sends, or says why not. `Ok` means that the message is released: committed and on disk.
@@ -161,7 +175,7 @@ pub async fn send(
         who: who.clone(),
         body_hash: release::body_hash(&raw, &structure),
         size: raw.len() as i64,
-        tls_optional: crate::deliver::compose::tls_is_optional(&raw),
+        tls: tls_demand(&request, parent.as_ref(), &raw),
         request,
         parent,
         prepared,

@@ -8,7 +8,7 @@ use crate::address::Address;
 use crate::floor::Floor;
 use crate::inbox::{add_to_thread, new_thread};
 use crate::screen::structure::Structure;
-use crate::store::delivery::{self, NewDelivery, Route};
+use crate::store::delivery::{self, NewDelivery, Route, TlsDemand};
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, MAILBOX_SENT};
 use crate::store::message::{self, Direction, Message};
@@ -120,6 +120,7 @@ fn record_of(job: &Job, now: i64, message_key: i64, thread_key: i64, modseq: i64
         key_id: Some(job.who.key_id),
         held: None,
         policy: None,
+        require_tls: job.tls == TlsDemand::Required,
         modseq,
         created_at: now,
         updated_at: now,
@@ -164,7 +165,7 @@ async fn enqueue(tx: &mut Tx, job: &Job, message_key: i64, first_key: i64) -> Re
             route: route(&job.floor, address),
             expires_at: leaves + expire,
             priority: job.request.priority,
-            tls_optional: job.tls_optional,
+            tls: job.tls,
             not_before: job.request.send_at,
             notice_at: Some(leaves + notice),
             held_by: rules.iter().find(|r| r.holds(job.inbox, address.domain())).map(|r| r.name()),

@@ -74,6 +74,8 @@ pub struct SendRequest {
     pub idempotency: Option<Idempotency>,
     /// One of many alike: it says how to unsubscribe.
     pub bulk: bool,
+    /// Only over hosts that prove themselves and keep it in TLS (RFC 8689); `None`: as what it answers.
+    pub require_tls: Option<bool>,
 }
 
 /// A request that can be sent: what to write, to whom.

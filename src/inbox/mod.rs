@@ -170,6 +170,8 @@ pub(crate) struct Incoming {
     meaning: Meaning,
     verdict: Verdict,
     reverse_path: ReversePath,
+    /// It came with REQUIRETLS.
+    require_tls: bool,
     /// The one From address; `None` where there is none, or more than one, or it is no address.
     author: Option<Address>,
     author_is_ours: bool,
@@ -323,6 +325,7 @@ pub async fn receive<T>(
     let stamped = stamp(floor, &envelope, &id, received_at, &verdict, raw)?;
     let (stamped, structure) = read(stamped, limits::MESSAGE_READ_TIME, &id).await?;
     let mut incoming = incoming(floor, structure, verdict, envelope.mail_from, &stamped);
+    incoming.require_tls = envelope.require_tls;
     (incoming.octets, incoming.spoof) = (octets, spoof);
     if recipients.iter().any(|recipient| recipient.answers.is_some()) {
         incoming.reports = returned::reports(&stamped, &incoming.structure);
@@ -459,6 +462,7 @@ fn incoming(
         structure,
         verdict,
         reverse_path,
+        require_tls: false,
         reports: Vec::new(),
         complaint: None,
         domain_report: None,

@@ -289,6 +289,7 @@ fn record_of(
         key_id: None,
         held: treatment.held,
         policy: treatment.note.clone(),
+        require_tls: incoming.require_tls,
         modseq: reserved.modseq,
         created_at: now,
         updated_at: now,

@@ -117,6 +117,7 @@ pub(super) fn reply_to(message: &Message, text: &str) -> SendRequest {
         dry_run: false,
         idempotency: None,
         bulk: false,
+        require_tls: None,
     }
 }
 

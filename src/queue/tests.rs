@@ -16,7 +16,7 @@ use crate::secrets::Secrets;
 use crate::spool::Spool;
 use crate::store::Store;
 use crate::store::body::{self, BodyStore};
-use crate::store::delivery::{NewDelivery, Priority};
+use crate::store::delivery::{NewDelivery, Priority, TlsDemand};
 use crate::store::event;
 use crate::store::inbox::{self, DEFAULT_POD, InboxStatus, NewInbox};
 use crate::store::suppression;
@@ -200,7 +200,7 @@ async fn release(floor: &Floor, inbox: InboxKey, route: Route, recipients: &[&st
                         recipient: recipient.clone(),
                         domain: recipient.rsplit_once('@').unwrap().1.to_owned(),
                         route,
-                        tls_optional: false,
+                        tls: TlsDemand::Usual,
                         expires_at: tx.now() + 3_600_000,
                         priority: Priority::Ordinary,
                         not_before: None,
@@ -452,7 +452,7 @@ async fn a_busy_agent_delays_no_other_and_a_persons_answer_goes_first() {
         recipient: format!("bob@{domain}"),
         domain,
         route: Route::Relay,
-        tls_optional: false,
+        tls: TlsDemand::Usual,
         expires_at: i64::MAX,
         priority,
         not_before: None,

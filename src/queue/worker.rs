@@ -22,7 +22,7 @@ use crate::floor::Floor;
 use crate::ids::random_bytes;
 use crate::inbox::{self, InboxError};
 use crate::queue::ledger;
-use crate::store::delivery::{Delivery, Route, Settled};
+use crate::store::delivery::{Delivery, Route, Settled, TlsDemand};
 
 /// Recipients of one message that travel together.
 pub(super) struct Parcel {
@@ -102,10 +102,10 @@ impl Workshop {
         }
         let mail_from = deliveries.first().and_then(|delivery| self.return_path(delivery));
         let chosen = deliveries.first().and_then(|row| row.via.as_deref()).and_then(Choice::parse);
-        let tls_optional = deliveries.first().is_some_and(|delivery| delivery.tls_optional);
+        let tls = deliveries.first().map_or(TlsDemand::Usual, |delivery| delivery.tls);
         let pod = deliveries.first().map_or(0, |delivery| delivery.inbox.pod);
         let domain = parcel.domain.as_str();
-        let sent = relay::Parcel { pod, domain, chosen, tls_optional, mail_from, recipients: addresses };
+        let sent = relay::Parcel { pod, domain, chosen, tls, mail_from, recipients: addresses };
         let outcomes = self.relay.attempt(&sent, &parcel.letter, &self.stop).await;
         let outcomes = match outcomes {
             Attempt::Ended(outcomes) => outcomes,
@@ -294,7 +294,7 @@ mod tests {
             priority: Priority::Ordinary,
             held_by: None,
             via: None,
-            tls_optional: false,
+            tls: TlsDemand::Usual,
             next_attempt_at: 0,
             attempts,
             maybe_duplicate: false,

@@ -94,8 +94,7 @@ pub struct Delivery {
     pub held_by: Option<String>,
     /// `direct` or `smarthost`, where an operator chose the way.
     pub via: Option<String>,
-    /// RFC 8689 §4, `TLS-Required: No`: what the recipient's domain demands of TLS does not count.
-    pub tls_optional: bool,
+    pub tls: TlsDemand,
     pub next_attempt_at: Millis,
     /// The one that runs included.
     pub attempts: i64,
@@ -114,6 +113,28 @@ pub struct Delivery {
     pub notice_at: Option<Millis>,
     /// Why it came back, or of which kind the complaint was.
     pub outcome_class: Option<String>,
+}
+
+/// What the sender wants of TLS, RFC 8689.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TlsDemand {
+    /// What the recipient's domain demands, and what can be had.
+    #[default]
+    Usual,
+    /// `TLS-Required: No` (§4): what the domain demands does not count.
+    Optional,
+    /// REQUIRETLS (§2): hosts that prove themselves and pass the demand on, or none. It counts more than the field (§4.1).
+    Required,
+}
+
+impl TlsDemand {
+    pub fn text(self) -> &'static str {
+        match self {
+            TlsDemand::Usual => "usual",
+            TlsDemand::Optional => "optional",
+            TlsDemand::Required => "required",
+        }
+    }
 }
 
 impl Delivery {
@@ -143,7 +164,7 @@ macro_rules! columns {
          coalesce((SELECT i.address FROM inbox i WHERE i.inbox_key = delivery.inbox_key), ''),
          coalesce((SELECT b.size FROM body b WHERE b.pod_key = delivery.pod_key
                    AND b.inbox_key = delivery.inbox_key AND b.message_key = delivery.message_key), 0),
-         priority, held_by, via, tls_optional, notice_at, outcome_class"
+         priority, held_by, via, tls_optional, notice_at, outcome_class, tls_required"
     };
 }
 use columns;
@@ -171,7 +192,11 @@ fn from_row(row: &Row) -> Result<Delivery, StoreError> {
         priority: Priority::parse(row.get(19)?)?,
         held_by: row.get(20)?,
         via: row.get(21)?,
-        tls_optional: row.get(22)?,
+        tls: match (row.get(22)?, row.get(25)?) {
+            (_, true) => TlsDemand::Required,
+            (true, false) => TlsDemand::Optional,
+            (false, false) => TlsDemand::Usual,
+        },
         notice_at: row.get(23)?,
         outcome_class: row.get(24)?,
     })
@@ -188,8 +213,7 @@ pub struct NewDelivery {
     pub route: Route,
     pub expires_at: Millis,
     pub priority: Priority,
-    /// As in `Delivery`.
-    pub tls_optional: bool,
+    pub tls: TlsDemand,
     /// Not before this time; `None`: at once.
     pub not_before: Option<Millis>,
     /// When the sender is told that it is late.
@@ -209,8 +233,8 @@ pub async fn insert(tx: &mut Tx, new: &NewDelivery) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO delivery (pod_key, inbox_key, delivery_key, message_key, recipient, domain, route, state,
                                next_attempt_at, expires_at, created_at, updated_at, priority, held_by, notice_at,
-                               tls_optional)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14, $15)",
+                               tls_optional, tls_required)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14, $15, $16)",
         &[
             new.inbox.pod.into(),
             new.inbox.inbox.into(),
@@ -226,7 +250,8 @@ pub async fn insert(tx: &mut Tx, new: &NewDelivery) -> Result<(), StoreError> {
             (new.priority as i64).into(),
             new.held_by.clone().into(),
             new.notice_at.into(),
-            new.tls_optional.into(),
+            (new.tls == TlsDemand::Optional).into(),
+            (new.tls == TlsDemand::Required).into(),
         ],
     )
     .await?;

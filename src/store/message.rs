@@ -58,6 +58,8 @@ pub struct Message {
     pub held: Option<Held>,
     /// What policy said of it, and what somebody decided since.
     pub policy: Option<PolicyNote>,
+    /// It came, or is to go, with REQUIRETLS (RFC 8689).
+    pub require_tls: bool,
     pub modseq: i64,
     pub created_at: Millis,
     pub updated_at: Millis,
@@ -101,7 +103,7 @@ macro_rules! columns {
         "pod_key, inbox_key, message_key, thread_key, direction, state, rfc_message_id, duplicate_of, body_hash,
          reached_by, reverse_path, from_address, from_text, to_text, cc_text, bcc_text, reply_to_text, subject,
          preview, labels, structure, verdict, verified_sender, size, run_id, key_id, modseq, created_at, updated_at, id_taken,
-         kind, codes, held, policy"
+         kind, codes, held, policy, require_tls"
     };
 }
 
@@ -139,6 +141,7 @@ pub(crate) fn from_row(row: &Row) -> Result<Message, StoreError> {
         key_id: row.get(25)?,
         held: held.as_deref().and_then(Held::parse),
         policy: policy.as_deref().map(from_json).transpose()?,
+        require_tls: row.get(34)?,
         modseq: row.get(26)?,
         created_at: row.get(27)?,
         updated_at: row.get(28)?,
@@ -162,7 +165,7 @@ pub async fn insert(tx: &mut Tx, message: &Message) -> Result<(), StoreError> {
             "INSERT INTO message (",
             columns!(),
             ", dated_at, unparsed) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
-             $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36)"
+             $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37)"
         ),
         &[
             message.inbox.pod.into(),
@@ -199,6 +202,7 @@ pub async fn insert(tx: &mut Tx, message: &Message) -> Result<(), StoreError> {
             Value::Text(if message.codes.is_empty() { None } else { Some(to_json(&message.codes)?) }),
             message.held.map(Held::text).into(),
             Value::Text(message.policy.as_ref().map(to_json).transpose()?),
+            message.require_tls.into(),
             message.structure.date.into(),
             message.structure.unparsed.is_some().into(),
         ],

@@ -59,6 +59,11 @@ const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../migrations/sqlite/0009_tls_required.sql"),
         postgres: include_str!("../../migrations/postgres/0009_tls_required.sql"),
     },
+    Migration {
+        version: 11,
+        sqlite: include_str!("../../migrations/sqlite/0011_require_tls.sql"),
+        postgres: include_str!("../../migrations/postgres/0011_require_tls.sql"),
+    },
 ];
 
 const VERSION_TABLE: &str =

@@ -173,7 +173,7 @@ async fn world() -> World {
 }
 
 /// How the delivery to this recipient was secured, in the words of its attempts.
-async fn secured(server: &TestServer, to: &str) -> String {
+pub(crate) async fn secured(server: &TestServer, to: &str) -> String {
     let listed = "/v1/queue?inbox_id=ada@agents.example&state=delivered";
     let id = eventually(&format!("the delivery to {to}"), async || {
         let rows = server.api.all(listed, "deliveries").await;

@@ -36,6 +36,7 @@ mod reading;
 mod remotes;
 mod reporting;
 mod reports;
+mod requiretls;
 mod road;
 mod sdk;
 mod smuggling;

@@ -70,6 +70,9 @@ pub(crate) struct SendMessageRequest {
     /// To many, and in no hurry: it leaves after everything else (the label `bulk` does that alone), and carries
     /// List-Unsubscribe with its form of one click, so it has one recipient. Also as the header `Gatepost-Bulk: true`.
     bulk: Option<bool>,
+    /// It goes only to hosts that prove who they are and keep it in TLS (REQUIRETLS, RFC 8689); where there are none it
+    /// bounces. Without it an answer does as what it answers. Also as the header `Gatepost-Require-TLS: true`.
+    require_tls: Option<bool>,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -230,8 +233,14 @@ fn request_hash(inbox: &Inbox, kind: SendKind, named: &str, headers: &HeaderMap,
     hash.finalize().to_vec()
 }
 
-const OUR_HEADERS: [&str; 5] =
-    ["gatepost-work-item", "gatepost-fence", "gatepost-context-version", "gatepost-run", "gatepost-bulk"];
+const OUR_HEADERS: [&str; 6] = [
+    "gatepost-work-item",
+    "gatepost-fence",
+    "gatepost-context-version",
+    "gatepost-run",
+    "gatepost-bulk",
+    "gatepost-require-tls",
+];
 
 fn build(
     asked: SendMessageRequest,
@@ -268,6 +277,14 @@ fn build(
     let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let bulk =
         asked.bulk.unwrap_or_else(|| header("gatepost-bulk").is_some_and(|said| said.trim() == "true"));
+    let require_tls = match header("gatepost-require-tls").as_deref().map(str::trim) {
+        _ if asked.require_tls.is_some() => asked.require_tls,
+        None => None,
+        Some("true") => Some(true),
+        Some("false") => Some(false),
+        // A wish for secrecy that is misspelt must not be taken for none.
+        Some(_) => return Err(Problem::field(&["header", "Gatepost-Require-TLS"], "takes true or false")),
+    };
     let last = bulk || labels.iter().any(|label| label == "bulk");
     let number = |name: &str| -> Answer<Option<i64>> {
         let wrong = || Problem::field(&["header", name], "takes a whole number");
@@ -298,6 +315,7 @@ fn build(
         dry_run: asked.dry_run == Some(true),
         idempotency,
         bulk,
+        require_tls,
     })
 }
 

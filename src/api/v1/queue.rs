@@ -60,6 +60,8 @@ pub(crate) struct QueueRow {
     /// `direct` or `smarthost`, where an operator chose the way
     #[serde(skip_serializing_if = "Option::is_none")]
     via: Option<String>,
+    /// What its sender wants of TLS: `usual`, `optional` (`TLS-Required: No`) or `required` (REQUIRETLS)
+    tls: &'static str,
     /// `rule:<id>`, `operator`, `pod` or `gate:<reason>`
     #[serde(skip_serializing_if = "Option::is_none")]
     held_by: Option<String>,
@@ -134,6 +136,7 @@ fn view(row: Delivery, log: Option<Vec<Attempt>>) -> QueueRow {
         held_by: row.held_by.filter(|_| row.state == "held"),
         state: row.state,
         via: row.via,
+        tls: row.tls.text(),
         attempts: row.attempts,
         last_status: row.last_status,
         last_reply: row.last_reply,

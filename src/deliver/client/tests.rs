@@ -120,6 +120,22 @@ fn to(text: &str) -> Address {
     text.parse().unwrap()
 }
 
+/// RFC 8689 §2: an offer in clear is none, and without one nothing is said of the message.
+#[tokio::test]
+async fn what_must_stay_in_tls_is_not_offered_in_clear() {
+    let script = "S: 220 mx.test\nC: EHLO\nS: 250-mx.test\nS: 250 REQUIRETLS\nclose\n";
+    let (address, task) = remote(script).await;
+    let mut client = Client::connect(address, None, short()).await.unwrap();
+    client.hello("mx.agents.example").await.unwrap();
+    assert!(client.offers.require_tls && !client.keeps_tls());
+    let message = WireMessage::new(&[MESSAGE]).unwrap();
+    let sent = client.send(None, &[&to("a@remote.example")], &message, TlsDemand::Required).await;
+    assert!(matches!(sent, Err(ClientError::Unable("5.7.30", _))), "{sent:?}");
+    drop(client);
+    let heard = task.await.unwrap();
+    assert!(!heard.contains("MAIL"), "{heard}");
+}
+
 /// A whole delivery in clear: what each of the three recipients was answered, and what the remote heard.
 async fn deliver(script: &str) -> (Result<Vec<u16>, ClientError>, String) {
     let (address, task) = remote(script).await;
@@ -129,7 +145,8 @@ async fn deliver(script: &str) -> (Result<Vec<u16>, ClientError>, String) {
         client.hello("mx.agents.example").await?;
         let message = WireMessage::new(&[MESSAGE]).unwrap();
         let from = to("b-token@agents.example");
-        let answers = client.send(Some(&from), &recipients.each_ref()[..], &message).await?;
+        let answers =
+            client.send(Some(&from), &recipients.each_ref()[..], &message, TlsDemand::Usual).await?;
         Ok(answers.into_iter().map(|a| a.reply.code).collect())
     }
     .await;
@@ -230,7 +247,7 @@ async fn a_remote_that_hangs_or_closes_is_left_at_each_stage() {
             let error = async {
                 let mut client = Client::connect(address, None, short()).await?;
                 client.hello("mx.agents.example").await?;
-                client.send(None, &recipients.each_ref()[..], &message).await
+                client.send(None, &recipients.each_ref()[..], &message, TlsDemand::Usual).await
             }
             .await
             .unwrap_err();
@@ -302,7 +319,7 @@ async fn what_the_remote_lacks_is_found_before_it_is_sent() {
         let mut client = Client::connect(address, None, short()).await.unwrap();
         client.hello("x").await.unwrap();
         let message = WireMessage::new(&[raw]).unwrap();
-        let error = client.send(None, &[&to(recipient)], &message).await.unwrap_err();
+        let error = client.send(None, &[&to(recipient)], &message, TlsDemand::Usual).await.unwrap_err();
         assert!(matches!(error, ClientError::Unable(s, _) if s == status), "{error:?}");
     }
 }
@@ -318,7 +335,7 @@ async fn too_many_recipients_is_no_refusal_of_the_rest() {
     client.hello("mx.agents.example").await.unwrap();
     let recipients = [to("a@r.example"), to("b@r.example"), to("c@r.example")];
     let message = WireMessage::new(&[MESSAGE]).unwrap();
-    let answers = client.send(None, &recipients.each_ref()[..], &message).await.unwrap();
+    let answers = client.send(None, &recipients.each_ref()[..], &message, TlsDemand::Usual).await.unwrap();
     assert_eq!(answers.iter().map(|a| a.again).collect::<Vec<_>>(), [false, true, true]);
     assert!(client.is_reusable(100));
 }

@@ -34,8 +34,9 @@ use self::sts::{Mode, Policy};
 use self::validated::Validated;
 use crate::clock::{Clock, Millis};
 use crate::config::Dane;
-use crate::deliver::client::{Client, ClientError, Stage};
+use crate::deliver::client::{self, Client, ClientError, Stage};
 use crate::deliver::outcome::Outcome;
+use crate::deliver::pool;
 use crate::deliver::route::{self, Network};
 use crate::dns::Resolver;
 use crate::fetch::{self, FetchError};
@@ -105,6 +106,10 @@ pub(crate) struct Need {
     /// The domain has taken mail in TLS so far.
     habit: bool,
     counted: bool,
+    /// The domain itself names this host, by a secure MX or by its MTA-STS policy.
+    vouched: bool,
+    /// The message must stay in TLS to its end (RFC 8689 §2).
+    to_the_end: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,6 +127,8 @@ pub(crate) struct Proof {
     domain: String,
     host: String,
     level: Level,
+    /// In words; `None` where it was merely encrypted.
+    pub(crate) verified_by: Option<&'static str>,
 }
 
 /// Why a connection is not secure.
@@ -145,17 +152,6 @@ impl Plan {
     }
 }
 
-impl Proof {
-    /// What the host proved itself by; `None` where it was merely encrypted.
-    pub(crate) fn verified_by(&self) -> Option<&'static str> {
-        match self.level {
-            Level::Dane(_) => Some("DANE"),
-            Level::WebPki => Some("MTA-STS"),
-            Level::Opportunistic | Level::Encrypted => None,
-        }
-    }
-}
-
 impl Need {
     /// Nothing is demanded of this host.
     pub(crate) fn nothing(domain: &str, host: &str) -> Need {
@@ -167,11 +163,33 @@ impl Need {
             sts: None,
             habit: false,
             counted: false,
+            vouched: false,
+            to_the_end: false,
         }
+    }
+
+    /// For a message that must stay in TLS to its end: a host that the domain vouches for and that proves itself, by
+    /// TLSA records or by an authority of the web (RFC 8689 §2, §4.2.1, §8.2). An error says why it is none.
+    pub(crate) fn in_tls_to_the_end(self) -> Result<Need, String> {
+        if !self.vouched {
+            return Err(format!(
+                "{} does not say by DNSSEC or by an MTA-STS policy that {} is its host, which a message that must stay \
+                 in TLS (REQUIRETLS) needs",
+                self.domain, self.host
+            ));
+        }
+        let level = match self.level {
+            Level::Dane(dane) => Level::Dane(dane),
+            Level::Opportunistic | Level::Encrypted | Level::WebPki => Level::WebPki,
+        };
+        Ok(Need { level, to_the_end: true, ..self })
     }
 
     /// Whether a kept connection will do.
     pub(crate) fn is_met_by(&self, client: &Client) -> bool {
+        if self.to_the_end && !client.keeps_tls() {
+            return false;
+        }
         match &self.level {
             Level::Opportunistic => client.encrypted || !self.habit,
             Level::Encrypted => client.encrypted,
@@ -199,7 +217,13 @@ impl Need {
     }
 
     fn proof(&self) -> Proof {
-        Proof { domain: self.domain.clone(), host: self.host.clone(), level: self.level.clone() }
+        let verified_by = match self.level {
+            Level::Dane(_) => Some("DANE"),
+            Level::WebPki if self.sts.is_some() => Some("MTA-STS"),
+            Level::WebPki => Some("DNSSEC and an authority"),
+            Level::Opportunistic | Level::Encrypted => None,
+        };
+        Proof { domain: self.domain.clone(), host: self.host.clone(), level: self.level.clone(), verified_by }
     }
 
     fn result(&self, result: ResultType, address: Option<IpAddr>, from: Option<IpAddr>) -> TlsResult {
@@ -293,6 +317,7 @@ impl Trust {
             ..Need::nothing(&plan.domain, host)
         };
         if let Some(hosts) = &plan.secure_hosts {
+            need.vouched = true;
             // The way was found by another question, which somebody may have answered for the domain.
             if !hosts.iter().any(|secure| secure == host) {
                 let text = format!("the secure MX of {} does not name its host {host}", plan.domain);
@@ -317,6 +342,7 @@ impl Trust {
         }
         let Some(policy) = &plan.sts else { return Ok(need) };
         let covered = policy.covers(host);
+        need.vouched |= covered;
         if !covered {
             self.note(need.result(ResultType::ValidationFailure, None, None));
         }
@@ -384,6 +410,10 @@ impl Trust {
         match client.start_tls(name, host, config).await {
             Ok(mut client) if client.encrypted => {
                 self.session(need, judge.result().unwrap_or(ResultType::Success), to, from);
+                if need.to_the_end && !client.keeps_tls() {
+                    pool::farewell(client);
+                    return Err(Refusal::Final(client::keeps_no_tls(&need.host)));
+                }
                 client.proof = Some(need.proof());
                 Ok(client)
             }
@@ -410,6 +440,9 @@ impl Trust {
         from: Option<IpAddr>,
     ) -> Result<Client, Refusal> {
         self.session(need, ResultType::StarttlsNotSupported, to, from);
+        if need.to_the_end {
+            return Err(Refusal::Final(client::keeps_no_tls(&need.host)));
+        }
         if need.level != Level::Opportunistic {
             let text = format!("{} offers no TLS, and {} demands it", need.host, need.because());
             return Err(Refusal::Final(ClientError::Unable("4.7.10", text)));
@@ -610,7 +643,8 @@ impl Need {
     fn because(&self) -> String {
         match self.level {
             Level::Dane(_) | Level::Encrypted => format!("DANE of {}", self.host),
-            _ => format!("the MTA-STS policy of {}", self.domain),
+            _ if self.sts.is_some() => format!("the MTA-STS policy of {}", self.domain),
+            _ => "the message".to_owned(),
         }
     }
 }

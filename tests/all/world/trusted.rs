@@ -83,7 +83,11 @@ impl Shown {
 struct Ledger {
     /// Recipient, and whether it came in TLS.
     taken: Vec<(String, bool)>,
+    /// The MAIL command of each message, with its first recipient.
+    mails: Vec<(String, String)>,
     tls: Option<TlsAcceptor>,
+    /// REQUIRETLS is offered inside TLS.
+    keeps_tls: bool,
 }
 
 /// A mail host for everything, on port 2526.
@@ -122,6 +126,17 @@ impl MailHost {
         self.ledger.lock().unwrap().tls = shown.map(Shown::acceptor);
     }
 
+    /// From now on REQUIRETLS is offered inside TLS.
+    pub fn keep_tls(&self) {
+        self.ledger.lock().unwrap().keeps_tls = true;
+    }
+
+    /// The MAIL command of the one message that this recipient got first.
+    pub fn mail_command(&self, recipient: &str) -> Option<String> {
+        let ledger = self.ledger.lock().unwrap();
+        ledger.mails.iter().find(|(to, _)| to == recipient).map(|(_, mail)| mail.clone())
+    }
+
     /// What was taken by this recipient: whether in TLS, each time.
     pub fn taken(&self, recipient: &str) -> Vec<bool> {
         let ledger = self.ledger.lock().unwrap();
@@ -142,7 +157,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     offer: bool,
     tls: bool,
 ) -> Option<bool> {
-    let (mut to, mut body) = (Vec::new(), false);
+    let (mut to, mut body, mut mail) = (Vec::<String>::new(), false, String::new());
+    let keeps_tls = ledger.lock().unwrap().keeps_tls;
     loop {
         let mut line = String::new();
         if wire.read_line(&mut line).await.ok()? == 0 {
@@ -155,12 +171,19 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         let reply = match verb.as_str() {
             _ if body => {
                 let all = std::mem::take(&mut to);
+                let mails = all.first().map(|to| (to.clone(), std::mem::take(&mut mail)));
+                ledger.lock().unwrap().mails.extend(mails);
                 ledger.lock().unwrap().taken.extend(all.into_iter().map(|to| (to, tls)));
                 wire.write_all(b"250 2.0.0 taken\r\n").await.ok()?;
                 return None;
             }
             "EHLO" if offer => "250-host.example\r\n250-STARTTLS\r\n250 8BITMIME",
+            "EHLO" if tls && keeps_tls => "250-host.example\r\n250-REQUIRETLS\r\n250 8BITMIME",
             "EHLO" => "250-host.example\r\n250 8BITMIME",
+            "MAIL" => {
+                mail = line.trim_end().to_owned();
+                "250 2.1.0 ok"
+            }
             "STAR" if offer => {
                 wire.write_all(b"220 go on\r\n").await.ok()?;
                 return Some(true);
