@@ -118,8 +118,7 @@ struct Lease {
 
 impl Lease {
     fn via(&self) -> Via {
-        let verified = self.client.proof.as_ref().and_then(|proof| proof.verified_by);
-        let words = |tls| match verified {
+        let words = |tls| match self.need.verified_by() {
             Some(by) => format!("{tls}, verified by {by}"),
             None => tls,
         };
@@ -217,17 +216,25 @@ impl Relay {
         let all = |outcome: Outcome| Attempt::Ended(vec![outcome; parcel.recipients.len()]);
         let mut failed: Vec<SocketAddr> = Vec::new();
         let mut last = None;
+        // What was answered to our address of one family, and which.
+        let mut refused: Option<(Family, Vec<Outcome>)> = None;
         let mut left = DIALLING;
         loop {
             let begun = Instant::now();
+            let not = refused.as_ref().map(|(family, _)| *family);
             let lease = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Attempt::Stopped,
-                lease = self.connect(way, pass, &failed, begun + left) => lease,
+                lease = self.connect(way, pass, &failed, not, begun + left) => lease,
             };
             left = left.saturating_sub(begun.elapsed());
             let lease = match lease {
                 Ok(lease) => lease,
+                // No other way: what was answered is the answer.
+                Err(_) if refused.is_some() => {
+                    pass.answered();
+                    return Attempt::Ended(refused.map(|(_, outcomes)| outcomes).unwrap_or_default());
+                }
                 Err(outcome) => {
                     // A host that is not trusted is there all the same.
                     match outcome.status.get(1..).is_some_and(|rest| rest.starts_with(".7.")) {
@@ -245,10 +252,23 @@ impl Relay {
                 }
             };
             let (address, encrypted) = (lease.door.address, lease.client.encrypted);
+            let (need, own) = (lease.need.clone(), lease.client.local_ip());
             match self.hand_over(way, pass, lease, parcel, &message).await {
+                Ok(outcomes) if refused.is_none() && way.smarthost.is_none() && dislikes(&outcomes, own) => {
+                    let family = if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
+                    tracing::info!(
+                        relay.domain = way.domain,
+                        relay.address = %address,
+                        "our address is refused: trying the other family"
+                    );
+                    refused = Some((family, outcomes));
+                }
                 Ok(outcomes) => {
                     if outcomes.iter().any(|outcome| outcome.fate == Fate::Delivered) {
-                        self.trust.delivered(way.domain, encrypted && way.smarthost.is_none());
+                        // What the message itself waives or demands says nothing of its domain.
+                        if encrypted && way.smarthost.is_none() && way.tls == TlsDemand::Usual {
+                            self.trust.delivered(&need);
+                        }
                     }
                     // Silence in the middle of a transaction is no answer.
                     match outcomes.iter().any(|o| o.fate != Fate::Deferred || !o.status.starts_with("4.4.")) {
@@ -269,12 +289,14 @@ impl Relay {
         self.pool.keep(lease.door, &pass.site, pass.messages_per_connection, lease.client);
     }
 
-    /// A connection to the best host that can be reached by then. `failed` were tried in this attempt.
+    /// A connection to the best host that can be reached by then. `failed` were tried in this attempt, and addresses of
+    /// the family `not` are not.
     async fn connect(
         &self,
         way: &Way<'_>,
         pass: &Pass,
         failed: &[SocketAddr],
+        not: Option<Family>,
         deadline: Instant,
     ) -> Result<Lease, Outcome> {
         let domain = way.domain;
@@ -295,7 +317,12 @@ impl Relay {
                 Err(late_by) => return Err(temporary.unwrap_or_else(|| late(late_by))),
             };
             let addresses: Vec<SocketAddr> = match found {
-                Ok(addresses) => addresses.into_iter().filter(|a| !failed.contains(a)).collect(),
+                Ok(addresses) => {
+                    let is_of = |a: &SocketAddr, family| a.is_ipv4() == (family == Family::Ipv4);
+                    let wanted =
+                        |a: &SocketAddr| !failed.contains(a) && !not.is_some_and(|not| is_of(a, not));
+                    addresses.into_iter().filter(wanted).collect()
+                }
                 Err(error @ RouteError::Temporary(_)) => {
                     temporary = Some(Outcome::from_route(error));
                     continue;
@@ -527,6 +554,20 @@ async fn unhurriedly(
     }
     let Ok(_place) = slow.try_acquire() else { return Err(ClientError::Silent(Stage::Dot)) };
     transaction.await
+}
+
+/// Whether nobody was taken because the remote will have nothing from our address: a refusal for policy (RFC 3463 §3.8)
+/// that names the address, its family or its reverse DNS. Gmail refuses IPv6 without a PTR so, and takes IPv4.
+fn dislikes(outcomes: &[Outcome], own: Option<IpAddr>) -> bool {
+    let own = own.map(|ip| ip.to_canonical().to_string()).unwrap_or_default();
+    let about_us = |outcome: &Outcome| {
+        let text = outcome.text.to_ascii_lowercase();
+        let names = ["ipv6", "ipv4", "ptr record", "reverse dns"].iter().any(|word| text.contains(word));
+        outcome.fate == Fate::Failed
+            && outcome.status.starts_with("5.7.")
+            && (names || !own.is_empty() && text.contains(&own))
+    };
+    !outcomes.is_empty() && outcomes.iter().all(about_us)
 }
 
 /// Keeps why a host was of no use: one that may come back, or one that never will be.

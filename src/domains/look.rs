@@ -3,14 +3,20 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::records::{Purpose, Wanted};
 use crate::config::Config;
+use crate::deliver::Network;
+use crate::deliver::trust;
 use crate::dns::{DnsError, Resolver};
+use crate::store::tls_result::ResultType;
 use crate::verify::{self, verdict::AuthResult};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -61,7 +67,7 @@ enum Seen {
     Unknown(String),
 }
 
-/// Asks for every record, all at once: as long as the slowest question takes, which the resolver bounds.
+/// Asks for every record, all at once: as long as the slowest question takes, which the resolver bounds, or the policy.
 pub(crate) async fn look(dns: &Resolver, config: &Config, wanted: Vec<Wanted>) -> Vec<Finding> {
     join_all(wanted.into_iter().map(|record| one(dns, config, record))).await
 }
@@ -90,6 +96,8 @@ async fn one(dns: &Resolver, config: &Config, wanted: Wanted) -> Finding {
     in_words(wanted, seen)
 }
 
+/// For a policy over HTTPS: somebody may be waiting.
+const FETCH: Duration = Duration::from_secs(8);
 /// A name that nobody gives to anything.
 const PROBE: &str = "gatepost-wildcard-check";
 
@@ -265,21 +273,39 @@ async fn tagged(dns: &Resolver, name: &str, tag: &str, value: &str) -> Seen {
     }
 }
 
-/// The policy host leads to this server, or to what stands before it.
+/// The policy host serves a policy that others will take, and that names this server.
 async fn host(dns: &Resolver, config: &Config, name: &str) -> Seen {
     let found = match dns.addresses(name).await {
         Ok(found) => found,
         Err(error) => return unanswered(error),
     };
+    let network = Network { port: config.trust.sts_port, ..Network::new(config) };
+    let roots = Arc::new(crate::tls::roots(config.trust.extra_roots.as_deref()));
+    let domain = name.strip_prefix("mta-sts.").unwrap_or(name);
+    let served = trust::served(dns, &network, &roots, domain);
+    let why = match timeout(FETCH, served).await {
+        Ok(Ok((_, policy))) if policy.covers(&config.hostname) => return Seen::Ok,
+        Ok(Ok((text, _))) => {
+            let because = "Its policy does not name this server, so that others hold mail back from it";
+            return wrong(text.split_whitespace().collect::<Vec<_>>().join(" "), because);
+        }
+        Ok(Err((ResultType::StsWebpkiInvalid, why))) => {
+            return wrong(why, "Its certificate is not good for this name, so that nobody takes the policy");
+        }
+        Ok(Err((ResultType::StsPolicyInvalid, why))) => return wrong(why, "What it serves is no policy"),
+        Ok(Err((_, why))) => why,
+        Err(_) => "no answer in time".to_owned(),
+    };
+    // What cannot be fetched from here, others may be able to fetch.
     let ours: HashSet<IpAddr> = match dns.addresses(&config.hostname).await {
         Ok(ours) => ours.into_iter().collect(),
-        Err(_) => return Seen::Ok,
+        Err(_) => return Seen::Unknown(why),
     };
     if found.iter().any(|ip| ours.contains(ip)) {
-        return Seen::Ok;
+        return Seen::Unknown(why);
     }
     let found: Vec<String> = found.iter().map(IpAddr::to_string).collect();
-    wrong(found.join(", "), "It is another host, which has to serve the same policy")
+    wrong(found.join(", "), &format!("It is another host, which has to serve the same policy ({why})"))
 }
 
 /// Whether each public address of the server has the server's name, which is what EHLO says.

@@ -71,16 +71,31 @@ pub(crate) async fn seen(tx: &mut Tx, domain: &str) -> Result<i64, StoreError> {
     row.map_or(Ok(0), |row| row.get(0))
 }
 
-/// `deliveries` more went there in TLS: all is well, whatever was before.
-pub(crate) async fn saw_tls(tx: &mut Tx, domain: &str, deliveries: i64) -> Result<(), StoreError> {
+/// `deliveries` more went there in TLS, `verified` of them to hosts that proved themselves: all is well with TLS, whatever
+/// was before. Whether that is less than before: `habit` or more in a row were verified, and one now was not.
+pub(crate) async fn saw_tls(
+    tx: &mut Tx,
+    domain: &str,
+    deliveries: i64,
+    verified: i64,
+    habit: i64,
+) -> Result<bool, StoreError> {
+    let in_a_row = if verified == deliveries { verified } else { 0 };
+    let mut weaker = false;
+    if in_a_row == 0 {
+        // Of several nodes one finds the row as it was.
+        let sql = "UPDATE tls_seen SET verified = 0 WHERE domain = $1 AND verified >= $2";
+        weaker = tx.execute(sql, &[domain.into(), habit.into()]).await? > 0;
+    }
     tx.execute(
-        "INSERT INTO tls_seen (domain, deliveries, seen_at) VALUES ($1, $2, $3)
+        "INSERT INTO tls_seen (domain, deliveries, seen_at, verified) VALUES ($1, $2, $3, $4)
          ON CONFLICT (domain) DO UPDATE SET deliveries = tls_seen.deliveries + excluded.deliveries,
-             seen_at = excluded.seen_at, weaker_since = NULL",
-        &[domain.into(), deliveries.into(), tx.now().into()],
+             seen_at = excluded.seen_at, weaker_since = NULL,
+             verified = CASE WHEN excluded.verified = 0 THEN 0 ELSE tls_seen.verified + excluded.verified END",
+        &[domain.into(), deliveries.into(), tx.now().into(), in_a_row.into()],
     )
     .await?;
-    Ok(())
+    Ok(weaker)
 }
 
 /// A host offers no TLS where there was some: since when, now included. The `deliveries` may not be written yet.
@@ -98,10 +113,11 @@ pub(crate) async fn saw_less(tx: &mut Tx, domain: &str, deliveries: i64) -> Resu
     Ok(row.map(|row| row.get::<Option<Millis>>(0)).transpose()?.flatten().unwrap_or(now))
 }
 
-/// The domain is without TLS for good. Since when stays, so that a node that learns it later does not wait again.
-pub(crate) async fn give_up(tx: &mut Tx, domain: &str) -> Result<(), StoreError> {
-    tx.execute("UPDATE tls_seen SET deliveries = 0 WHERE domain = $1", &[domain.into()]).await?;
-    Ok(())
+/// The domain is without TLS for good; whether nobody knew yet. Since when stays, so that a node that learns it later does
+/// not wait again.
+pub(crate) async fn give_up(tx: &mut Tx, domain: &str) -> Result<bool, StoreError> {
+    let sql = "UPDATE tls_seen SET deliveries = 0, verified = 0 WHERE domain = $1 AND deliveries > 0";
+    Ok(tx.execute(sql, &[domain.into()]).await? > 0)
 }
 
 /// Forgets what has expired, and what is beyond the room; how many rows.

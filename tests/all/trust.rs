@@ -15,7 +15,7 @@ use crate::world::{
     eventually,
     postgres::Database,
     server::{Setup, TestServer},
-    trusted::{Authority, MailHost, PolicyHost},
+    trusted::{Authority, MailHost, PolicyHost, document},
 };
 
 const SEND: &str = "/v0/inboxes/ada@agents.example/messages/send";
@@ -200,6 +200,126 @@ async fn a_policy_that_cannot_be_fetched_does_not_stop_mail_and_a_kept_one_holds
     assert!(mail.taken("third@remote.example").is_empty());
 }
 
+/// RFC 8461 §3.2, §3.3: what is served under a redirect, under another type or status, beyond 64 KiB or in another
+/// version is no policy, and one of mode none asks for nothing. The host offers no TLS, so a policy holds mail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_policy_holds_no_mail() {
+    let authority = Authority::new();
+    let mail = MailHost::start(None).await;
+    let enforce =
+        |more: &str| format!("version: STSv1\nmode: enforce\nmx: *.example\nmax_age: 86400\n{more}");
+    let elsewhere = "HTTP/1.1 302 Found\r\nLocation: https://mta-sts.redirect.example:8443/elsewhere\r\n\
+                     Content-Length: 0\r\nConnection: close\r\n\r\n";
+    let plain = |text: &str| document("text/plain", text);
+    let cases = [
+        ("redirect", elsewhere.to_owned(), "sts sts-policy-fetch-error"),
+        ("html", document("text/html", &enforce("")), "sts sts-policy-fetch-error"),
+        ("created", plain(&enforce("")).replace("200 OK", "201 Created"), "sts sts-policy-fetch-error"),
+        ("large", plain(&enforce(&"x: y\n".repeat(14_000))), "sts sts-policy-fetch-error"),
+        ("version", plain(&enforce("").replace("STSv1", "STSv2")), "sts sts-policy-invalid"),
+        (
+            "none",
+            plain("version: STSv1\nmode: none\nmax_age: 86400\n"),
+            "no-policy-found starttls-not-supported",
+        ),
+        ("enforced", plain(&enforce("")), "sts starttls-not-supported"),
+    ];
+    let dns = Dns::start("").await;
+    let mut webs = Vec::new();
+    for (name, answer, _) in &cases {
+        let web = PolicyHost::start(&authority.sign(&format!("mta-sts.{name}.example")), "").await;
+        web.answer(answer);
+        dns.add(&format!(
+            "{name}.example MX 10 mx-{name}.example\nmx-{name}.example A {}\nmta-sts.{name}.example A {}\n\
+             _mta-sts.{name}.example TXT v=STSv1; id=1;\n",
+            mail.address.ip(),
+            web.address.ip()
+        ));
+        webs.push(web);
+    }
+    let (server, _folder) = serve(&dns, &authority, NOTHING, TestServer::new()).await;
+    for ((name, _, result), web) in cases.iter().zip(&webs) {
+        let to = format!("bob@{name}.example");
+        send(&server, &to).await;
+        if *name == "enforced" {
+            deferred(&server, &to, "4.7.10").await;
+            assert!(mail.taken(&to).is_empty());
+        } else {
+            assert_eq!(taken(&mail, &to).await, [false], "{to}");
+        }
+        recorded_of(&server, &format!("{name}.example"), result).await;
+        let asked = web.asked();
+        assert!(
+            !asked.is_empty() && asked.iter().all(|path| path == "/.well-known/mta-sts.txt"),
+            "{asked:?}"
+        );
+    }
+    // While its record's id is the same, a policy that is kept is not fetched again.
+    let web = webs.last().unwrap();
+    web.serve("version: STSv1\nmode: none\nmax_age: 86400\n");
+    send(&server, "eve@enforced.example").await;
+    deferred(&server, "eve@enforced.example", "4.7.10").await;
+    assert_eq!(web.asked().len(), 1);
+}
+
+/// RFC 8461 §3.3, §5.1: a policy holds to the end of its max_age, and no longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_has_expired_and_is_gone_holds_no_longer() {
+    let authority = Authority::new();
+    let mail = MailHost::start(None).await;
+    let web = PolicyHost::start(&authority.sign("mta-sts.remote.example"), "").await;
+    web.serve(&ENFORCE.replace("86400", "6"));
+    let dns = Dns::start(&zone(&mail, &web)).await;
+    dns.add("_mta-sts.remote.example TXT v=STSv1; id=1;");
+    let (server, _folder) = serve(&dns, &authority, NOTHING, TestServer::new()).await;
+    send(&server, "bob@remote.example").await;
+    deferred(&server, "bob@remote.example", "4.7.10").await;
+    web.serve("");
+    assert!(mail.taken("bob@remote.example").is_empty());
+    assert_eq!(taken(&mail, "bob@remote.example").await, [false]);
+    recorded(&server, "sts sts-policy-fetch-error").await;
+}
+
+/// What we ask others to believe is looked at as they would: fetched, its certificate checked, its hosts read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_own_policy_is_fetched_and_read_as_others_do() {
+    let authority = Authority::new();
+    let good = "version: STSv1\nmode: testing\nmx: mx.agents.example\nmax_age: 86400\n";
+    let web = PolicyHost::start(&authority.sign("mta-sts.agents.example"), good).await;
+    let stranger = PolicyHost::start(&Authority::new().sign("mta-sts.agents.example"), good).await;
+    let dns = Dns::start("").await;
+    let host = "mta-sts.agents.example";
+    dns.add(&format!("{host} A {}\nmx.agents.example A 127.0.0.9\n", web.address.ip()));
+    let (server, _folder) = serve(&dns, &authority, NOTHING, TestServer::new()).await;
+    let state = async || {
+        let dns = server.api.get("/v1/domains/agents.example/dns").await.ok();
+        let records = dns["records"].as_array().unwrap().clone();
+        let record =
+            records.into_iter().find(|record| record["purpose"] == "mta_sts_host").expect("the record");
+        (record["state"].as_str().unwrap().to_owned(), record["fix"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(state().await, ("ok".to_owned(), String::new()));
+    for (text, words) in [
+        (good.replace("mx.agents", "mx.elsewhere"), "does not name this server"),
+        ("hello".to_owned(), "is no policy"),
+        // It is not ours, and nothing is to be had there.
+        (String::new(), "another host"),
+    ] {
+        web.serve(&text);
+        let (state, fix) = state().await;
+        assert!(state == "wrong" && fix.contains(words), "{state}: {fix}");
+    }
+    // Ours, and not to be had from here.
+    dns.remove("mx.agents.example");
+    dns.add(&format!("mx.agents.example A {}\n", web.address.ip()));
+    let (seen, fix) = state().await;
+    assert!(seen == "unknown" && fix.contains("404"), "{seen}: {fix}");
+    dns.remove(host);
+    dns.add(&format!("{host} A {}\n", stranger.address.ip()));
+    let (seen, fix) = state().await;
+    assert!(seen == "wrong" && fix.contains("certificate is not good"), "{seen}: {fix}");
+}
+
 /// A web host with a certificate that nobody vouches for cannot give its domain a policy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_behind_a_bad_certificate_is_none() {
@@ -290,6 +410,54 @@ async fn tls_that_disappears_is_waited_for_and_then_given_up_aloud() {
     assert_eq!(taken(&mail, "later@remote.example").await, [false]);
     let log = std::fs::read_to_string(server.log_file()).unwrap();
     assert!(log.contains("TLS did not come back in time"), "{log}");
+    assert_eq!(weaker(&server).await, [("tls".to_owned(), "clear".to_owned())]);
+}
+
+/// What the operator was told of remote.example: how it took mail, and how it does now.
+async fn weaker(server: &TestServer) -> Vec<(String, String)> {
+    eventually("the operator is told", async || {
+        let events = server.api.get("/v1/events?event_types=tls.weaker").await.ok();
+        let told = |event: &serde_json::Value| {
+            let said = &event["data"];
+            assert_eq!(said["domain"], "remote.example", "{event}");
+            (said["was"].as_str().unwrap().to_owned(), said["is"].as_str().unwrap().to_owned())
+        };
+        let all: Vec<_> = events["events"].as_array()?.iter().map(told).collect();
+        (!all.is_empty()).then_some(all)
+    })
+    .await
+}
+
+/// Hosts that proved themselves and do so no more, since their domain asks for it no more: mail goes, and once the
+/// operator is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_that_prove_themselves_no_more_are_told_of() {
+    let authority = Authority::new();
+    let shown = authority.sign("mx.remote.example");
+    let mail = MailHost::start(Some(&shown)).await;
+    let web = PolicyHost::start(&authority.sign("mta-sts.remote.example"), "").await;
+    let dns = Dns::start(&zone(&mail, &web)).await;
+    dns.add(&format!("remote.example SECURE\n{}\n", tlsa(3, &shown.chain[0])));
+    let (server, _folder) =
+        serve(&dns, &authority, ("GATEPOST_RELAY__DANE", "trust_ad"), TestServer::new()).await;
+    for nth in 0..3 {
+        let to = format!("verified{nth}@remote.example");
+        send(&server, &to).await;
+        assert_eq!(taken(&mail, &to).await, [true]);
+    }
+    // Written, before what comes next is counted with it.
+    eventually("three verified deliveries are known", async || {
+        let connection = rusqlite::Connection::open(server.dir.join("data/gatepost.db")).unwrap();
+        let sql = "SELECT 1 FROM tls_seen WHERE domain = 'remote.example' AND verified = 3";
+        connection.query_row(sql, [], |_| Ok(())).ok()
+    })
+    .await;
+    dns.remove("_2526._tcp.mx.remote.example");
+    for to in ["encrypted@remote.example", "again@remote.example"] {
+        send(&server, to).await;
+        assert_eq!(taken(&mail, to).await, [true]);
+    }
+    assert_eq!(weaker(&server).await, [("verified".to_owned(), "tls".to_owned())]);
 }
 
 /// Counts add up over batches, and a day is forgotten alone.

@@ -6,7 +6,8 @@
 //! by RFC 8461 §2); MTA-STS of the recipients' domain (RFC 8461); else TLS where it is offered (RFC 7435).
 //!
 //! Never silently weaker than last time: a domain that took mail in TLS waits for it, for a while, then gets its
-//! mail in clear with a warning in the log. What every session came to is counted for reports (RFC 8460).
+//! mail in clear; the operator hears of that, and of a domain whose hosts prove themselves no more, by the event
+//! `tls.weaker`. What every session came to is counted for reports (RFC 8460).
 
 mod dane;
 mod judge;
@@ -29,8 +30,9 @@ use tokio::time::Instant;
 
 use self::dane::{Association, Associations};
 use self::judge::{Judge, Measure};
-use self::notes::Note;
-use self::sts::{Mode, Policy};
+use self::notes::{Note, Weaker};
+use self::sts::Mode;
+pub(crate) use self::sts::Policy;
 use self::validated::Validated;
 use crate::clock::{Clock, Millis};
 use crate::config::Dane;
@@ -41,6 +43,7 @@ use crate::deliver::route::{self, Network};
 use crate::dns::Resolver;
 use crate::fetch::{self, FetchError};
 use crate::floor::Floor;
+use crate::inbox::operator_address;
 use crate::store::tls_result::{PolicyType, ResultType, TlsResult};
 use crate::store::trust::{self as memory, StoredPolicy};
 use crate::store::{Store, StoreError};
@@ -68,6 +71,8 @@ pub(crate) struct Trust {
     downgrade_wait: Millis,
     known: Mutex<LruCache<String, Known>>,
     notes: mpsc::Sender<Note>,
+    /// The inbox that hears of what concerns the whole server.
+    operator: Arc<str>,
 }
 
 /// What is known of a domain.
@@ -127,8 +132,6 @@ pub(crate) struct Proof {
     domain: String,
     host: String,
     level: Level,
-    /// In words; `None` where it was merely encrypted.
-    pub(crate) verified_by: Option<&'static str>,
 }
 
 /// Why a connection is not secure.
@@ -217,13 +220,7 @@ impl Need {
     }
 
     fn proof(&self) -> Proof {
-        let verified_by = match self.level {
-            Level::Dane(_) => Some("DANE"),
-            Level::WebPki if self.sts.is_some() => Some("MTA-STS"),
-            Level::WebPki => Some("DNSSEC and an authority"),
-            Level::Opportunistic | Level::Encrypted => None,
-        };
-        Proof { domain: self.domain.clone(), host: self.host.clone(), level: self.level.clone(), verified_by }
+        Proof { domain: self.domain.clone(), host: self.host.clone(), level: self.level.clone() }
     }
 
     fn result(&self, result: ResultType, address: Option<IpAddr>, from: Option<IpAddr>) -> TlsResult {
@@ -262,6 +259,9 @@ impl Trust {
         if config.dane == Dane::TrustAd && validated.is_none() {
             tracing::warn!("relay.dane is \"trust_ad\" and no DNS server is on loopback: DANE is off");
         }
+        let operator =
+            floor.config.domains.first().map(|domain| operator_address(domain)).unwrap_or_default();
+        let operator: Arc<str> = operator.into();
         Trust {
             dns: floor.dns.clone(),
             store: floor.store.clone(),
@@ -273,7 +273,8 @@ impl Trust {
             roots,
             downgrade_wait: i64::try_from(config.downgrade_wait.as_millis()).unwrap_or(Millis::MAX),
             known: Mutex::new(LruCache::new(REMEMBERED)),
-            notes: notes::start(floor.store.clone(), floor.clock.clone()),
+            notes: notes::start(floor.store.clone(), floor.clock.clone(), Arc::clone(&operator)),
+            operator,
         }
     }
 
@@ -457,16 +458,17 @@ impl Trust {
         if !need.habit || self.downgrade_wait == 0 {
             return Ok(());
         }
-        let (domain, wait) = (need.domain.clone(), self.downgrade_wait);
+        let (domain, wait, operator) = (need.domain.clone(), self.downgrade_wait, Arc::clone(&self.operator));
         let waits: Result<bool, StoreError> = self
             .store
             .write(move |tx| {
-                let domain = domain.clone();
+                let (domain, operator) = (domain.clone(), Arc::clone(&operator));
                 Box::pin(async move {
                     let since = memory::saw_less(tx, &domain, HABIT).await?;
                     let waits = tx.now() - since < wait;
-                    if !waits {
-                        memory::give_up(tx, &domain).await?;
+                    if !waits && memory::give_up(tx, &domain).await? {
+                        notes::tell(tx, &operator, &Weaker { domain: &domain, was: "tls", is: "clear" })
+                            .await?;
                     }
                     Ok(waits)
                 })
@@ -498,14 +500,13 @@ impl Trust {
         }
     }
 
-    /// A host of this domain took a message.
-    pub(crate) fn delivered(&self, domain: &str, encrypted: bool) {
-        if encrypted {
-            if let Some(known) = self.lock().get_mut(domain) {
-                known.deliveries = known.deliveries.saturating_add(1);
-            }
-            let _ = self.notes.try_send(Note::InTls(domain.to_owned()));
+    /// A host of the domain took a message in TLS.
+    pub(crate) fn delivered(&self, need: &Need) {
+        if let Some(known) = self.lock().get_mut(&need.domain) {
+            known.deliveries = known.deliveries.saturating_add(1);
         }
+        let verified = need.verified_by().is_some();
+        let _ = self.notes.try_send(Note::InTls { domain: need.domain.clone(), verified });
     }
 
     /// Counts are not worth waiting for.
@@ -552,22 +553,7 @@ impl Trust {
     }
 
     async fn fetch(&self, domain: &str, id: &str) -> Result<Arc<Policy>, (ResultType, String)> {
-        let host = format!("mta-sts.{domain}");
-        let addresses = route::addresses(&self.dns, &self.network, &host)
-            .await
-            .map_err(|error| (ResultType::StsPolicyFetchError, error.to_string()))?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(rustls::ALL_VERSIONS)
-            .map_err(|error| (ResultType::StsPolicyFetchError, error.to_string()))?
-            .with_root_certificates(Arc::clone(&self.roots))
-            .with_no_client_auth();
-        let text = fetch::text(&host, &addresses, "/.well-known/mta-sts.txt", tls).await;
-        let text = text.map_err(|error| match error {
-            FetchError::Certificate(why) => (ResultType::StsWebpkiInvalid, why),
-            FetchError::Failed(why) => (ResultType::StsPolicyFetchError, why),
-        })?;
-        let policy = Policy::parse(&text).map_err(|why| (ResultType::StsPolicyInvalid, why))?;
+        let (text, policy) = served(&self.dns, &self.network, &self.roots, domain).await?;
         let now = self.clock.now();
         let age = i64::try_from(policy.max_age.saturating_mul(1000)).unwrap_or(0);
         let kept =
@@ -626,6 +612,32 @@ impl Trust {
     }
 }
 
+/// The MTA-STS policy that the host of a domain serves just now: its text, and what it says (RFC 8461 §3.3).
+pub(crate) async fn served(
+    dns: &Resolver,
+    network: &Network,
+    roots: &Arc<RootCertStore>,
+    domain: &str,
+) -> Result<(String, Policy), (ResultType, String)> {
+    let host = format!("mta-sts.{domain}");
+    let addresses = route::addresses(dns, network, &host)
+        .await
+        .map_err(|error| (ResultType::StsPolicyFetchError, error.to_string()))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(rustls::ALL_VERSIONS)
+        .map_err(|error| (ResultType::StsPolicyFetchError, error.to_string()))?
+        .with_root_certificates(Arc::clone(roots))
+        .with_no_client_auth();
+    let text = fetch::text(&host, &addresses, "/.well-known/mta-sts.txt", tls).await;
+    let text = text.map_err(|error| match error {
+        FetchError::Certificate(why) => (ResultType::StsWebpkiInvalid, why),
+        FetchError::Failed(why) => (ResultType::StsPolicyFetchError, why),
+    })?;
+    let policy = Policy::parse(&text).map_err(|why| (ResultType::StsPolicyInvalid, why))?;
+    Ok((text, policy))
+}
+
 /// The hosts that an answer about the MX of a domain names: the domain itself, where there is none (RFC 5321 §5.1).
 fn hosts_of(domain: &str, records: &[RData]) -> Vec<String> {
     if records.is_empty() {
@@ -639,6 +651,16 @@ fn hosts_of(domain: &str, records: &[RData]) -> Vec<String> {
 }
 
 impl Need {
+    /// What a host that meets it has proved itself by, in words; `None` where it is merely encrypted.
+    pub(crate) fn verified_by(&self) -> Option<&'static str> {
+        match self.level {
+            Level::Dane(_) => Some("DANE"),
+            Level::WebPki if self.sts.is_some() => Some("MTA-STS"),
+            Level::WebPki => Some("DNSSEC and an authority"),
+            Level::Opportunistic | Level::Encrypted => None,
+        }
+    }
+
     /// Who demands it, in words.
     fn because(&self) -> String {
         match self.level {

@@ -206,7 +206,9 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
 /// Serves one text over HTTPS on port 8443.
 pub struct PolicyHost {
     pub address: SocketAddr,
-    text: Arc<Mutex<String>>,
+    /// What it answers, whole; and the paths that were asked for.
+    answer: Arc<Mutex<String>>,
+    asked: Arc<Mutex<Vec<String>>>,
     posted: Arc<Mutex<Vec<Vec<u8>>>>,
     task: JoinHandle<()>,
 }
@@ -215,12 +217,15 @@ impl PolicyHost {
     pub async fn start(shown: &Shown, text: &str) -> PolicyHost {
         let listener = TcpListener::bind((super::own_address(), 8443)).await.expect("web host");
         let address = listener.local_addr().expect("web host");
-        let text = Arc::new(Mutex::new(text.to_owned()));
+        let answer = Arc::new(Mutex::new(plain_text(text)));
+        let asked = Arc::<Mutex<Vec<String>>>::default();
         let posted = Arc::<Mutex<Vec<Vec<u8>>>>::default();
-        let (shared, heard, tls) = (text.clone(), posted.clone(), shown.acceptor());
+        let (shared, paths) = (answer.clone(), asked.clone());
+        let (heard, tls) = (posted.clone(), shown.acceptor());
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (text, posted, tls) = (shared.clone(), heard.clone(), tls.clone());
+                let (answer, asked) = (shared.clone(), paths.clone());
+                let (posted, tls) = (heard.clone(), tls.clone());
                 tokio::spawn(async move {
                     let mut wire = BufReader::new(tls.accept(stream).await.ok()?);
                     let mut header = String::new();
@@ -236,22 +241,15 @@ impl PolicyHost {
                         wire.write_all(answer.as_bytes()).await.ok()?;
                         return wire.shutdown().await.ok();
                     }
-                    let text = text.lock().unwrap().clone();
-                    let answer = match text.is_empty() {
-                        true => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-                            .to_owned(),
-                        false => format!(
-                            "HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
-                             Connection: close\r\n\r\n{text}",
-                            text.len()
-                        ),
-                    };
+                    let path = header.split(' ').nth(1).unwrap_or_default().to_owned();
+                    asked.lock().unwrap().push(path);
+                    let answer = answer.lock().unwrap().clone();
                     wire.write_all(answer.as_bytes()).await.ok()?;
                     wire.shutdown().await.ok()
                 });
             }
         });
-        PolicyHost { address, text, posted, task }
+        PolicyHost { address, answer, asked, posted, task }
     }
 
     /// What was posted to it.
@@ -261,7 +259,17 @@ impl PolicyHost {
 
     /// From now on this; nothing is a 404.
     pub fn serve(&self, text: &str) {
-        *self.text.lock().unwrap() = text.to_owned();
+        self.answer(&plain_text(text));
+    }
+
+    /// From now on this whole answer.
+    pub fn answer(&self, answer: &str) {
+        *self.answer.lock().unwrap() = answer.to_owned();
+    }
+
+    /// The paths that were asked for, each time.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
     }
 }
 
@@ -269,4 +277,19 @@ impl Drop for PolicyHost {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// The answer with this text; nothing is a 404.
+fn plain_text(text: &str) -> String {
+    match text.is_empty() {
+        true => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned(),
+        false => document("text/plain; charset=utf-8", text),
+    }
+}
+
+pub fn document(kind: &str, text: &str) -> String {
+    let length = text.len();
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}"
+    )
 }
