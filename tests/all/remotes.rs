@@ -163,6 +163,86 @@ async fn dns_that_fails_defers_and_dns_that_says_no_is_final() {
     became(&server, "bob@nowhere.example", BOUNCED, "").await;
 }
 
+/// What the DNS of a stranger may say, and what becomes of mail: nothing of it keeps us busy or leads mail to ourselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dns_that_loops_lies_or_is_slow_has_its_stated_fate() {
+    let remote = Scripted::start(|_, _| Act::Well).await;
+    let ip = remote.address.ip();
+    let mut records = format!(
+        "loop.example CNAME back.example\nback.example CNAME loop.example\n\
+         host-loop.example MX 10 a.host-loop.example\na.host-loop.example CNAME b.host-loop.example\n\
+         b.host-loop.example CNAME a.host-loop.example\n\
+         ours.example MX 10 MX.{DOMAIN}\nnull.example MX 0 .\n\
+         backup.example MX 10 mx.backup.example\nbackup.example MX 20 mx.{DOMAIN}\nmx.backup.example A {ip}\n\
+         slow.example SLOW\nslow.example MX 10 mx.slow.example\nmx.slow.example A {ip}\n\
+         alias.example CNAME hundreds.example\n\
+         addresses.example MX 10 mx.addresses.example\n"
+    );
+    for n in 0..300 {
+        records.push_str(&format!("hundreds.example MX {n} mx{n}.hundreds.example\n"));
+        records.push_str(&format!("mx{n}.hundreds.example A {ip}\n"));
+        records.push_str(&format!("mx.addresses.example A 127.9.{}.{}\n", n / 200, n % 200));
+    }
+    let dns = Dns::start(&records).await;
+    let server = TestServer::new().inbox("ada").dns(&dns).start().await;
+    let fates = [
+        ("loop", BOUNCED, "5.4.4"),
+        ("host-loop", BOUNCED, "5.4.4"),
+        ("ours", BOUNCED, "5.4.6"),
+        ("null", BOUNCED, "5.1.10"),
+        ("backup", DELIVERED, ""),
+        ("slow", DELIVERED, ""),
+        ("hundreds", DELIVERED, ""),
+        ("alias", DELIVERED, ""),
+        ("addresses", DEFERRED, "no connection"),
+    ];
+    for (name, ..) in fates {
+        send(&server, &[&format!("bob@{name}.example")]).await;
+    }
+    for (name, kind, words) in fates {
+        became(&server, &format!("bob@{name}.example"), kind, words).await;
+    }
+    // An MX that leads to our own listener, whatever it is called.
+    let own = TestServer::new().inbox("ada").dns(&dns).relay_port(2525).start().await;
+    dns.add(&format!("itself.example MX 10 mx.itself.example\nmx.itself.example A {}\n", own.smtp.ip()));
+    send(&own, &["bob@itself.example"]).await;
+    became(&own, "bob@itself.example", BOUNCED, "5.4.4").await;
+    let bounce = own.message("ada@agents.example", "Undelivered: Hi").await;
+    assert!(bounce["text"].as_str().unwrap().contains("mx.itself.example is this server itself"), "{bounce}");
+}
+
+/// A remote that will have nothing from our address of one family is tried over the other in the same attempt; one that
+/// refuses the message is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_is_refused_gives_way_to_one_of_the_other_family() {
+    let six = Scripted::start_at("::1".parse().unwrap(), |stage, line| match stage {
+        "RCPT" if line.contains("<unnamed@") => say(
+            "550-5.7.1 [::1] does not meet the IPv6 sending guidelines\r\n550 5.7.1 regarding PTR records",
+        ),
+        "RCPT" if line.contains("<spam@") => say("550 5.7.1 we do not like what you say"),
+        _ => Act::Well,
+    })
+    .await;
+    let four = Scripted::start(|_, _| Act::Well).await;
+    let dns = Dns::start(&format!(
+        "both.example MX 10 mx.both.example\nmx.both.example A {}\nmx.both.example AAAA ::1\n\
+         six.example MX 10 mx.six.example\nmx.six.example AAAA ::1\n",
+        four.address.ip()
+    ))
+    .await;
+    let server = TestServer::new().inbox("ada").dns(&dns).env("GATEPOST_RELAY__PREFER", "ipv6").start().await;
+    send(&server, &["spam@both.example"]).await;
+    became(&server, "spam@both.example", BOUNCED, "").await;
+    assert_eq!(four.connections(), 0, "what was refused for itself was tried again");
+    send(&server, &["unnamed@both.example"]).await;
+    became(&server, "unnamed@both.example", DELIVERED, "").await;
+    assert!(String::from_utf8_lossy(&four.heard()).contains("RCPT TO:<unnamed@"));
+    assert!(String::from_utf8_lossy(&six.heard()).contains("RCPT TO:<unnamed@"));
+    // Without another way the answer stands.
+    send(&server, &["unnamed@six.example"]).await;
+    became(&server, "unnamed@six.example", BOUNCED, "5.7.1").await;
+}
+
 /// Two domains of one provider are one site: what hangs at one of them has one connection, not one for each domain
 /// and message, and mail to others flows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

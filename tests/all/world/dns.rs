@@ -6,6 +6,7 @@
 //! agents.example      TXT   v=spf1 ip4:127.0.0.0/8 -all
 //! dead.example        DEAD                  ; and everything below it: nobody ever answers
 //! broken.example      SERVFAIL
+//! slow.example        SLOW                  ; and everything below it: answers over UDP take a second
 //! signed.example      SECURE                ; and everything below it: answers have the AD bit, as a validating resolver's
 //! ```
 //!
@@ -34,6 +35,7 @@ enum Entry {
     Data(RData),
     Dead,
     ServFail,
+    Slow,
     Secure,
 }
 
@@ -133,6 +135,7 @@ fn entry(kind: &str, value: &str) -> Entry {
         }
         "DEAD" => return Entry::Dead,
         "SERVFAIL" => return Entry::ServFail,
+        "SLOW" => return Entry::Slow,
         "SECURE" => return Entry::Secure,
         "TLSA" => {
             let words = value.split_whitespace().collect::<Vec<_>>();
@@ -211,13 +214,32 @@ async fn serve_udp(socket: Arc<UdpSocket>, zones: Zones) {
     let mut question = vec![0; 4096];
     while let Ok((n, peer)) = socket.recv_from(&mut question).await {
         if let Some(reply) = answer(&zones, &question[..n]) {
+            let slow = is_slow(&zones, &reply);
             let mut bytes = reply.to_vec().expect("DNS reply");
             if bytes.len() > 1232 {
                 bytes = reply.truncate().to_vec().expect("DNS reply");
             }
-            let _ = socket.send_to(&bytes, peer).await;
+            let socket = socket.clone();
+            let send = async move { socket.send_to(&bytes, peer).await };
+            match slow {
+                false => _ = send.await,
+                true => {
+                    tokio::spawn(async move {
+                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                        send.await
+                    });
+                }
+            }
         }
     }
+}
+
+fn is_slow(zones: &Zones, reply: &Message) -> bool {
+    let name = reply.queries[0].name().to_ascii().trim_end_matches('.').to_ascii_lowercase();
+    let zones = zones.lock().unwrap();
+    zones.entries.iter().any(|(zone, entry)| {
+        matches!(entry, Entry::Slow) && (name == *zone || name.ends_with(&format!(".{zone}")))
+    })
 }
 
 async fn serve_tcp(listener: TcpListener, zones: Zones) {

@@ -1,7 +1,7 @@
 //! A remote that misbehaves as it is told, at the stage that it is told; it keeps what it was sent.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -41,7 +41,15 @@ pub struct Scripted {
 
 impl Scripted {
     pub async fn start(script: impl Fn(&str, &str) -> Act + Send + Sync + 'static) -> Scripted {
-        let listener = TcpListener::bind((super::own_address(), 2526)).await.expect("remote");
+        Scripted::start_at(super::own_address(), script).await
+    }
+
+    /// At this address, which must be nobody else's.
+    pub async fn start_at(
+        ip: IpAddr,
+        script: impl Fn(&str, &str) -> Act + Send + Sync + 'static,
+    ) -> Scripted {
+        let listener = TcpListener::bind((ip, 2526)).await.expect("remote");
         let address = listener.local_addr().expect("remote");
         let script: Script = Arc::new(script);
         let heard = Arc::<Mutex<Vec<u8>>>::default();
