@@ -89,7 +89,7 @@ impl Tls {
             self_signed,
             server,
             opportunistic: opportunistic_config()?,
-            verifying: verifying_config()?,
+            verifying: Arc::new(verifying_by(Arc::new(roots(None)))?),
         };
         Ok(Tls { inner: Arc::new(inner) })
     }
@@ -233,12 +233,12 @@ pub(crate) fn roots(extra: Option<&Path>) -> RootCertStore {
     roots
 }
 
-fn verifying_config() -> Result<Arc<ClientConfig>, TlsError> {
-    let config = ClientConfig::builder_with_provider(provider())
+/// Calling out to hosts whose certificate one of these vouches for.
+pub(crate) fn verifying_by(roots: Arc<RootCertStore>) -> Result<ClientConfig, rustls::Error> {
+    Ok(ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(rustls::ALL_VERSIONS)?
-        .with_root_certificates(roots(None))
-        .with_no_client_auth();
-    Ok(Arc::new(config))
+        .with_root_certificates(roots)
+        .with_no_client_auth())
 }
 
 /// Takes any certificate. The handshake's signature is still checked, so that the peer at least holds the

@@ -27,8 +27,18 @@ pub(crate) struct Door {
     pub(crate) host: String,
     pub(crate) from: Option<IpAddr>,
     pub(crate) hello: String,
-    /// It was reached as a smarthost, and has our password.
-    pub(crate) smarthost: bool,
+    pub(crate) role: Role,
+}
+
+/// What the host is to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Role {
+    /// An MX host, which each message has its own needs of.
+    Mx,
+    /// The operator's; it has our password, where there is one.
+    Smarthost,
+    /// The same, and its certificate is good whether or not there is a password.
+    ProvenSmarthost,
 }
 
 #[derive(Default)]

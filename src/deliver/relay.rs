@@ -21,7 +21,7 @@ use crate::config::{Choice, Family, Relay as RelayConfig, Smarthost};
 use crate::deliver::client::{self, Answer, Client, ClientError, Deadlines, Stage};
 use crate::deliver::letter::Letter;
 use crate::deliver::outcome::{Fate, Outcome, Via};
-use crate::deliver::pool::{self, Door, Pool};
+use crate::deliver::pool::{self, Door, Pool, Role};
 use crate::deliver::route::{self, Network, RouteError};
 use crate::deliver::site::{self, NotNow, Pass, Sites};
 use crate::deliver::trust::{Need, Plan, Refusal, Trust};
@@ -102,7 +102,11 @@ impl Way<'_> {
             host: host.to_owned(),
             from: if address.is_ipv4() { self.ipv4 } else { self.ipv6 },
             hello: self.hello.to_owned(),
-            smarthost: self.smarthost.is_some(),
+            role: match (self.smarthost.is_some(), self.tls) {
+                (false, _) => Role::Mx,
+                (true, TlsDemand::Required) => Role::ProvenSmarthost,
+                (true, _) => Role::Smarthost,
+            },
         }
     }
 }
@@ -133,16 +137,17 @@ impl Lease {
 impl Relay {
     pub(crate) fn new(floor: &Floor) -> Relay {
         let network = Network::new(&floor.config);
+        let trust = Trust::new(floor, &network);
         Relay {
             dns: floor.dns.clone(),
-            trust: Trust::new(floor, &network),
+            verifying: trust.verifying().map_or_else(|_| floor.tls.verifying(), Arc::new),
+            trust,
             network,
             hostname: floor.config.hostname.clone(),
             sites: Sites::new(floor.config.relay.limits, floor.config.relay.sites.clone()),
             config: floor.config.relay.clone(),
             slow: Semaphore::new(MAX_SLOW),
             opportunistic: floor.tls.opportunistic(),
-            verifying: floor.tls.verifying(),
             pool: Pool::default(),
             deadlines: match floor.config.relay.longest_wait {
                 Some(longest) => Deadlines::default().at_most(longest),
@@ -417,7 +422,7 @@ impl Relay {
     /// A new connection that knows our name: in TLS where it can be had.
     async fn dial(&self, way: &Way<'_>, need: &Need, door: &Door) -> Result<Client, ClientError> {
         if let Some(smarthost) = way.smarthost {
-            return self.dial_smarthost(smarthost, door, way.tls).await;
+            return self.dial_smarthost(smarthost, door).await;
         }
         let client = self.greet(door).await?;
         match self.trust.secure(client, &door.hello, need, door.address).await {
@@ -438,13 +443,9 @@ impl Relay {
     }
 
     /// A smarthost gets our password, so its certificate must be good, and never in clear over a network.
-    async fn dial_smarthost(
-        &self,
-        smarthost: &Smarthost,
-        door: &Door,
-        tls: TlsDemand,
-    ) -> Result<Client, ClientError> {
-        let config = match smarthost.login.is_some() || tls == TlsDemand::Required {
+    async fn dial_smarthost(&self, smarthost: &Smarthost, door: &Door) -> Result<Client, ClientError> {
+        let proven = door.role == Role::ProvenSmarthost;
+        let config = match smarthost.login.is_some() || proven {
             true => self.verifying.clone(),
             false => self.opportunistic.clone(),
         };
@@ -460,7 +461,7 @@ impl Relay {
                 false => client,
             }
         };
-        if tls == TlsDemand::Required && !client.keeps_tls() {
+        if proven && !client.keeps_tls() {
             pool::farewell(client);
             return Err(client::keeps_no_tls(&smarthost.host));
         }
@@ -591,6 +592,30 @@ fn settle(outcomes: &mut [Option<Outcome>], batch: &[usize], answers: &[Answer],
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Only a refusal of where we come from, of everybody, is worth a try from elsewhere.
+    #[test]
+    fn a_refusal_of_our_address_is_told_from_one_of_the_message() {
+        let own = Some("2001:db8::7".parse().unwrap());
+        let failed = |status: &str, text: &str| Outcome::failed(status, text);
+        for text in [
+            "550-5.7.1 [2001:db8::7] Our system has detected that this message does not meet IPv6 sending guidelines",
+            "550 5.7.25 no PTR record for your address",
+            "550 5.7.1 blocked: 2001:DB8::7",
+        ] {
+            assert!(dislikes(&[failed("5.7.1", text)], own), "{text}");
+        }
+        for (status, text) in [
+            ("5.7.1", "550 5.7.1 message looks like spam"),
+            ("5.1.1", "550 5.1.1 no such user at 2001:db8::7"),
+            ("5.7.26", "550 5.7.26 the DMARC policy of the domain"),
+        ] {
+            assert!(!dislikes(&[failed(status, text)], own), "{text}");
+        }
+        let refused = failed("5.7.1", "IPv6");
+        assert!(!dislikes(&[refused.clone(), Outcome::delivered("2.0.0", "ok")], own));
+        assert!(!dislikes(&[], own) && dislikes(&[refused], None));
+    }
 
     /// Remotes that greet, take the envelope and then hang must not hold the places of all others.
     #[tokio::test]

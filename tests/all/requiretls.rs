@@ -160,3 +160,44 @@ async fn an_answer_keeps_the_demand_of_what_it_answers() {
     let refused = server.api.ask("POST", &format!("{INBOX}/send"), &misspelt, Some(body)).await.unwrap();
     assert_eq!(refused.status, 400, "{}", refused.body);
 }
+
+/// A smarthost is the next hop: it has to prove itself and to pass the demand on, as an MX host would.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_smarthost_keeps_it_in_tls_or_does_not_get_it() {
+    let authority = Authority::new();
+    let keeps = MailHost::start(Some(&authority.sign("keeps.smart.example"))).await;
+    keeps.keep_tls();
+    let drops = MailHost::start(Some(&authority.sign("drops.smart.example"))).await;
+    let untrusted = MailHost::start(Some(&Authority::new().sign("untrusted.smart.example"))).await;
+    untrusted.keep_tls();
+    let dns = Dns::start("").await;
+    let mut routes = String::new();
+    for (name, host) in [("keeps", &keeps), ("drops", &drops), ("untrusted", &untrusted)] {
+        dns.add(&format!("{name}.smart.example A {}\n", host.address.ip()));
+        routes.push_str(&format!(
+            "[[relay.route]]\ndomains = [\"{name}.example\"]\nsmarthost = \"smtp://{name}.smart.example:2526\"\n"
+        ));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let roots = folder.path().join("roots.pem");
+    std::fs::write(&roots, &authority.pem).unwrap();
+    let server = TestServer::new()
+        .inbox("ada")
+        .dns(&dns)
+        .config(&routes)
+        .env("GATEPOST_RELAY__EXTRA_ROOTS", &roots.display().to_string())
+        .start()
+        .await;
+    for name in ["keeps", "drops", "untrusted"] {
+        send_secret(&server, &format!("bob@{name}.example")).await;
+    }
+    assert_eq!(taken(&keeps, "bob@keeps.example").await, [true]);
+    assert!(keeps.mail_command("bob@keeps.example").unwrap().ends_with(" REQUIRETLS"));
+    bounced(&server, "bob@drops.example", "drops.smart.example does not promise to keep the message in TLS")
+        .await;
+    deferred(&server, "bob@untrusted.example", "4.7.5").await;
+    // What does not demand it may go to whoever is there, and still not what does.
+    send(&server, "eve@untrusted.example").await;
+    assert_eq!(taken(&untrusted, "eve@untrusted.example").await, [true]);
+    assert!(untrusted.taken("bob@untrusted.example").is_empty());
+}

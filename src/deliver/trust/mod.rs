@@ -278,6 +278,11 @@ impl Trust {
         }
     }
 
+    /// Calling out where a certificate must be good, by the system's authorities and `relay.extra_roots`.
+    pub(crate) fn verifying(&self) -> Result<ClientConfig, rustls::Error> {
+        crate::tls::verifying_by(Arc::clone(&self.roots))
+    }
+
     /// What `domain` demands, the one in the recipients' addresses (RFC 8461 §3).
     pub(crate) async fn plan(&self, domain: &str) -> Result<Plan, Outcome> {
         if domain.starts_with('[') {
@@ -623,12 +628,8 @@ pub(crate) async fn served(
     let addresses = route::addresses(dns, network, &host)
         .await
         .map_err(|error| (ResultType::StsPolicyFetchError, error.to_string()))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(rustls::ALL_VERSIONS)
-        .map_err(|error| (ResultType::StsPolicyFetchError, error.to_string()))?
-        .with_root_certificates(Arc::clone(roots))
-        .with_no_client_auth();
+    let tls = crate::tls::verifying_by(Arc::clone(roots))
+        .map_err(|error| (ResultType::StsPolicyFetchError, error.to_string()))?;
     let text = fetch::text(&host, &addresses, "/.well-known/mta-sts.txt", tls).await;
     let text = text.map_err(|error| match error {
         FetchError::Certificate(why) => (ResultType::StsWebpkiInvalid, why),
