@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -85,8 +85,26 @@ pub struct Server {
     ready: Ready,
     shutdown: CancellationToken,
     tasks: JoinSet<&'static str>,
+    signals: Signals,
     /// Held, not read: the lock goes with the process, however it ends.
     _lock: File,
+}
+
+/// Heard from before the `ready` line on: whoever waits for that may send one at once.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
 }
 
 /// Where the server listens, as the `ready` line says it.
@@ -179,6 +197,7 @@ impl Server {
             ready: Ready { smtp: addresses(smtp.iter().chain(&smtp_tls)), http: addresses(&http) },
             shutdown: CancellationToken::new(),
             tasks: JoinSet::new(),
+            signals: Signals::listen().map_err(ServerError::Signals)?,
             floor,
             _lock: lock,
         };
@@ -243,22 +262,20 @@ impl Server {
 
     /// Runs until SIGTERM or SIGINT, then stops in order. `hangup` is called at SIGHUP, beside reading the
     /// certificates again.
-    pub async fn run(mut self, hangup: impl Fn()) -> Result<(), ServerError> {
-        let mut terminate = signal(SignalKind::terminate()).map_err(ServerError::Signals)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(ServerError::Signals)?;
-        let mut hang_up = signal(SignalKind::hangup()).map_err(ServerError::Signals)?;
+    pub async fn run(self, hangup: impl Fn()) -> Result<(), ServerError> {
+        let Server { floor, shutdown, mut tasks, mut signals, _lock, .. } = self;
         let fault = loop {
             tokio::select! {
-                _ = terminate.recv() => break None,
-                _ = interrupt.recv() => break None,
-                _ = hang_up.recv() => {
-                    match self.floor.tls.reload() {
+                _ = signals.terminate.recv() => break None,
+                _ = signals.interrupt.recv() => break None,
+                _ = signals.hang_up.recv() => {
+                    match floor.tls.reload() {
                         Ok(()) => tracing::info!("certificates are read again"),
                         Err(error) => tracing::error!(%error, "the certificates are kept: the new ones do not work"),
                     }
                     hangup();
                 }
-                Some(ended) = self.tasks.join_next() => {
+                Some(ended) = tasks.join_next() => {
                     let name = ended.unwrap_or("a task that panicked");
                     tracing::error!(task = name, "ended before its time: stopping");
                     break Some(ServerError::TaskEnded(name));
@@ -267,24 +284,24 @@ impl Server {
         };
         tracing::info!("stopping: nothing new is accepted, what is in flight finishes");
         tokio::select! {
-            () = self.stop() => {}
+            () = stop(&floor, &shutdown, &mut tasks) => {}
             // Ctrl-C again: in a hurry. Nothing that was acknowledged can be lost by it. A second SIGTERM means
             // nothing: `timeout` and some supervisors send it to the process and to its group.
-            _ = interrupt.recv() => tracing::warn!("stopped at once"),
+            _ = signals.interrupt.recv() => tracing::warn!("stopped at once"),
         }
         fault.map_or(Ok(()), Err)
     }
+}
 
-    async fn stop(mut self) {
-        self.shutdown.cancel();
-        let finished = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(STOP_GRACE, finished).await.is_err() {
-            tracing::warn!(tasks = self.tasks.len(), "still busy after the grace period: cut off");
-            self.tasks.shutdown().await;
-        }
-        self.floor.store.close().await;
-        tracing::info!("stopped");
+async fn stop(floor: &Floor, shutdown: &CancellationToken, tasks: &mut JoinSet<&'static str>) {
+    shutdown.cancel();
+    let finished = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(STOP_GRACE, finished).await.is_err() {
+        tracing::warn!(tasks = tasks.len(), "still busy after the grace period: cut off");
+        tasks.shutdown().await;
     }
+    floor.store.close().await;
+    tracing::info!("stopped");
 }
 
 /// One process on a SQLite file: a second would send the first one's mail again. PostgreSQL's nodes have a
