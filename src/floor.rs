@@ -1,6 +1,7 @@
 //! What every stage of the road stands on: one value, made once at start and shared.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -29,6 +30,9 @@ pub struct Floor {
     pub domains: Domains,
     /// What mail is counted for the reports that we send.
     pub tally: Tally,
+    /// An operator has set a budget beside the configuration's. Other nodes hear of the first within seconds; what it
+    /// says is read under its lock whenever it is used.
+    pub budgets_set: AtomicBool,
     /// `gatepost dev`: mail for other domains is captured, never sent.
     pub dev: bool,
 }
@@ -67,9 +71,14 @@ pub(crate) mod testing {
 
     impl TestFloor {
         pub(crate) async fn new() -> TestFloor {
+            TestFloor::with("").await
+        }
+
+        /// With more of the configuration, as TOML.
+        pub(crate) async fn with(more: &str) -> TestFloor {
             let folder = tempfile::tempdir().unwrap();
             let text = format!(
-                "hostname = \"mx.agents.example\"\ndomains = [\"agents.example\"]\ndata_dir = {:?}\n",
+                "hostname = \"mx.agents.example\"\ndomains = [\"agents.example\"]\ndata_dir = {:?}\n{more}",
                 folder.path()
             );
             let config = Config::parse(std::path::Path::new("test.toml"), &text, std::iter::empty()).unwrap();
@@ -85,6 +94,7 @@ pub(crate) mod testing {
                 disk: Disk::watch(&config, &clock),
                 domains: Domains::new(&config.domains),
                 tally: Default::default(),
+                budgets_set: Default::default(),
                 config: Arc::new(config),
                 clock,
                 store,

@@ -148,6 +148,7 @@ pub async fn open_floor(config: Config, dev: bool) -> Result<Arc<Floor>, ServerE
         disk: Disk::watch(&config, &clock),
         domains: Domains::new(&config.domains),
         tally: Default::default(),
+        budgets_set: Default::default(),
         config: Arc::new(config),
         clock,
         store,

@@ -61,6 +61,7 @@ async fn floor(folder: &Path) -> Arc<Floor> {
         disk: crate::disk::Disk::watch(&config, &Clock::system()),
         domains: crate::ours::Domains::new(&config.domains),
         tally: Default::default(),
+        budgets_set: Default::default(),
         config: Arc::new(config),
         store,
         dev: false,

@@ -82,6 +82,7 @@ impl Queue {
                     ("TRIED", "attempts"),
                     ("NEXT", "next_attempt_at"),
                     ("HELD BY", "held_by"),
+                    ("WAITS FOR", "waits_for"),
                     ("LAST", "last_reply"),
                 ];
                 remote.show(&answer, |answer| table(answer, "deliveries", &columns));

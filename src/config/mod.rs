@@ -21,7 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use budgets::{Budgets, Loops};
+pub use budgets::{Budgets, Loops, Warmup};
 pub use guard::{FreeDisk, Guard, SmtpLimits};
 pub use receive::{DmarcHandling, ListsMatch, Receive, Spoofed, Unauthenticated};
 pub use relay::{Choice, Family, Relay, RouteRule, SiteLimits, SiteRule, Source};

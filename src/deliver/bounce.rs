@@ -213,6 +213,8 @@ mod tests {
             size: 6,
             notice_at: None,
             outcome_class: None,
+            waits_for: None,
+            charged: Vec::new(),
         }
     }
 

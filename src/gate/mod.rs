@@ -9,6 +9,7 @@
 //!
 //! A refusal carries every rule in the way and what would help. DESIGN.md §4 (3, 4, 5), §6.
 
+mod budgets;
 mod bulk;
 mod by_server;
 mod decision;
@@ -42,6 +43,7 @@ use crate::store::{StoreError, Tx, idempotency, suppression};
 use crate::work::{self, WorkError};
 
 pub use crate::store::rate::{Ended, note_outcome, note_outcomes};
+pub use budgets::give_back_budgets;
 pub use by_server::{ServerLetter, ServerSent, prepare_by_server, send_by_server};
 pub use decision::{Decision, Reason};
 pub use limits::{Usage, usage};

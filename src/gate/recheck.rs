@@ -2,11 +2,14 @@
 //! released may not be any more. A stop, a pause, a deleted inbox, a suppression, a blocked recipient.
 //!
 //! A claim has up to hundreds of rows, so each question is asked once for all of them: four short queries, and
-//! on a quiet server each finds nothing. Budgets are no question here: they were settled by the release.
+//! on a quiet server each finds nothing. The inbox's limits are no question here: they were settled by the release. The
+//! budgets that inboxes share are (`budgets`): what they have no room for waits.
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::budgets;
 use crate::address::Address;
+use crate::floor::Floor;
 use crate::ids::InboxKey;
 use crate::store::delivery::Delivery;
 use crate::store::inbox::InboxStatus;
@@ -82,9 +85,13 @@ pub async fn recheck(tx: &mut Tx, deliveries: &[Delivery]) -> Result<Vec<Recheck
     Ok(answers)
 }
 
-/// Those of the claimed rows that may be tried; the others are held or canceled in this transaction, and
-/// their attempt does not count.
-pub async fn let_go_on(tx: &mut Tx, claimed: Vec<Delivery>) -> Result<Vec<Delivery>, StoreError> {
+/// Those of the claimed rows that may be tried; the others are held, canceled or planned for later in this
+/// transaction, and their attempt does not count.
+pub async fn let_go_on(
+    tx: &mut Tx,
+    floor: &Floor,
+    claimed: Vec<Delivery>,
+) -> Result<Vec<Delivery>, StoreError> {
     let answers = recheck(tx, &claimed).await?;
     let mut free = Vec::with_capacity(claimed.len());
     for (row, answer) in claimed.into_iter().zip(answers) {
@@ -100,7 +107,7 @@ pub async fn let_go_on(tx: &mut Tx, claimed: Vec<Delivery>) -> Result<Vec<Delive
             }
         }
     }
-    Ok(free)
+    budgets::charge(tx, floor, free).await
 }
 
 fn by_inbox(silent: &HashMap<InboxKey, Option<InboxStatus>>, delivery: &Delivery) -> Option<Recheck> {

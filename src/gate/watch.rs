@@ -8,6 +8,7 @@
 //! bad addresses is stopped before it is through; complaints, which are rare and come late, need three.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Budgets;
 use crate::floor::Floor;
 use crate::ids::InboxKey;
+use crate::store::budget;
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, Limits};
 use crate::store::rate::{self, News, Sums};
@@ -22,6 +24,7 @@ use crate::store::stop::{self, NewStop, Queued, StopScope};
 use crate::store::{StoreError, Tx};
 use crate::work;
 
+use super::budgets;
 use super::stops::{self, StopError};
 
 /// How often bad news is weighed.
@@ -100,10 +103,15 @@ pub async fn watch(floor: Arc<Floor>, shutdown: CancellationToken) {
 
 async fn look(floor: &Arc<Floor>) -> Result<(), StopError> {
     // A read first: nothing is written on a quiet server.
-    let any = floor
-        .store
-        .read(|tx| Box::pin(async move { Ok(rate::any_news(tx).await? || stop::any_held(tx).await?) }));
-    let any: bool = any.await.map_err(|e: StoreError| StopError::from(e))?;
+    let any = floor.store.read(|tx| {
+        Box::pin(async move {
+            let any =
+                rate::any_news(tx).await? || stop::any_held(tx).await? || budget::any_waiting(tx).await?;
+            Ok((any, budget::any_set(tx).await?))
+        })
+    });
+    let (any, set): (bool, bool) = any.await.map_err(|e: StoreError| StopError::from(e))?;
+    floor.budgets_set.store(set, Ordering::Relaxed);
     if !any {
         return Ok(());
     }
@@ -120,6 +128,7 @@ async fn look(floor: &Arc<Floor>) -> Result<(), StopError> {
                 for news in news {
                     weigh(tx, &config.budgets, &news).await?;
                 }
+                budgets::let_go(tx, &config.budgets).await?;
                 Ok(())
             })
         })

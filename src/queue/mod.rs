@@ -527,10 +527,13 @@ impl Queue {
                 .write(move |tx| {
                     let (node, rows) = (node.clone(), rows.clone());
                     Box::pin(async move {
+                        let mut untried = Vec::new();
                         for row in rows.iter() {
-                            delivery::give_back(tx, &node, row, not_before).await?;
+                            if delivery::give_back(tx, &node, row, not_before).await? {
+                                untried.push(row);
+                            }
                         }
-                        Ok(())
+                        gate::give_back_budgets(tx, &untried).await
                     })
                 })
                 .await;
@@ -547,21 +550,22 @@ fn reach(route: Route) -> Reach {
 }
 
 async fn claim(
-    floor: &Floor,
+    floor: &Arc<Floor>,
     node: &Arc<str>,
     limit: usize,
     busy: String,
     turn: Turn,
 ) -> Result<Claimed, StoreError> {
+    let shared = floor.clone();
     let (node, limit) = (node.clone(), i64::try_from(limit).unwrap_or(i64::MAX));
     floor
         .store
         .write(move |tx| {
-            let (node, busy, turn) = (node.clone(), busy.clone(), turn.clone());
+            let (floor, node, busy, turn) = (shared.clone(), node.clone(), busy.clone(), turn.clone());
             Box::pin(async move {
                 let mut claimed = delivery::claim(tx, &node, limit, &busy, &turn).await?;
                 // DESIGN.md §4 (3): the gate is asked again right before sending.
-                claimed.rows = gate::let_go_on(tx, claimed.rows).await?;
+                claimed.rows = gate::let_go_on(tx, &floor, claimed.rows).await?;
                 let next_due = if claimed.more { None } else { delivery::ahead(tx).await? };
                 Ok(Claimed { claimed, next_due })
             })

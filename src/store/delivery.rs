@@ -8,6 +8,7 @@ mod claim;
 mod operate;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::attempt::{self, Attempt};
 use super::event::{self, NewEvent};
@@ -113,6 +114,10 @@ pub struct Delivery {
     pub notice_at: Option<Millis>,
     /// Why it came back, or of which kind the complaint was.
     pub outcome_class: Option<String>,
+    /// The budget that it waits for, or waited for last: `BudgetScope::text`.
+    pub waits_for: Option<String>,
+    /// The budgets that the claim charged it to, each with the time of the entry. Known to the process that claimed.
+    pub charged: Vec<(Arc<str>, Millis)>,
 }
 
 /// What the sender wants of TLS, RFC 8689.
@@ -164,7 +169,7 @@ macro_rules! columns {
          coalesce((SELECT i.address FROM inbox i WHERE i.inbox_key = delivery.inbox_key), ''),
          coalesce((SELECT b.size FROM body b WHERE b.pod_key = delivery.pod_key
                    AND b.inbox_key = delivery.inbox_key AND b.message_key = delivery.message_key), 0),
-         priority, held_by, via, tls_optional, notice_at, outcome_class, tls_required"
+         priority, held_by, via, tls_optional, notice_at, outcome_class, tls_required, waits_for"
     };
 }
 use columns;
@@ -199,6 +204,8 @@ fn from_row(row: &Row) -> Result<Delivery, StoreError> {
         },
         notice_at: row.get(23)?,
         outcome_class: row.get(24)?,
+        waits_for: row.get(26)?,
+        charged: Vec::new(),
     })
 }
 
@@ -353,14 +360,54 @@ pub(crate) async fn cancel_claimed(tx: &mut Tx, delivery: &Delivery, words: &str
     Ok(())
 }
 
+/// When a row that was claimed and not tried comes again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Later {
+    pub at: Millis,
+    /// Its time to be delivered begins then.
+    pub expires_at: Millis,
+    pub notice_at: Millis,
+}
+
+/// The row was claimed, and a budget has no room for it: planned for later, and the attempt is not counted.
+pub(crate) async fn wait_claimed(
+    tx: &mut Tx,
+    delivery: &Delivery,
+    later: Later,
+    waits_for: &str,
+    words: &str,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE delivery SET state = 'scheduled', attempts = attempts - 1, node = NULL, attempting_since = NULL,
+                updated_at = $4, next_attempt_at = $5, waits_for = $6, last_reply = $7,
+                expires_at = CASE WHEN expires_at < $8 THEN $8 ELSE expires_at END,
+                notice_at = CASE WHEN notice_at < $9 THEN $9 ELSE notice_at END
+         WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'attempting'",
+        &[
+            delivery.inbox.pod.into(),
+            delivery.inbox.inbox.into(),
+            delivery.delivery_key.into(),
+            tx.now().into(),
+            later.at.into(),
+            waits_for.into(),
+            words.into(),
+            later.expires_at.into(),
+            later.notice_at.into(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
 /// The row was claimed and nothing was sent: due as before, or not before a time; the attempt is not counted.
+/// `false` where it is no longer in that attempt of that node.
 pub async fn give_back(
     tx: &mut Tx,
     node: &str,
     delivery: &Delivery,
     not_before: Option<Millis>,
-) -> Result<(), StoreError> {
-    tx.execute(
+) -> Result<bool, StoreError> {
+    let changed = tx.execute(
         "UPDATE delivery SET state = CASE WHEN $7 > $6 THEN 'deferred' ELSE 'due' END, attempts = attempts - 1,
                 node = NULL, attempting_since = NULL, updated_at = $6, next_attempt_at = $7
          WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'attempting' AND node = $4
@@ -376,7 +423,7 @@ pub async fn give_back(
         ],
     )
     .await?;
-    Ok(())
+    Ok(changed == 1)
 }
 
 /// Rows that a dead process left in the middle of an attempt are due again. Whether the remote has the message

@@ -60,6 +60,11 @@ const MIGRATIONS: &[Migration] = &[
         postgres: include_str!("../../migrations/postgres/0009_tls_required.sql"),
     },
     Migration {
+        version: 10,
+        sqlite: include_str!("../../migrations/sqlite/0010_budgets.sql"),
+        postgres: include_str!("../../migrations/postgres/0010_budgets.sql"),
+    },
+    Migration {
         version: 11,
         sqlite: include_str!("../../migrations/sqlite/0011_require_tls.sql"),
         postgres: include_str!("../../migrations/postgres/0011_require_tls.sql"),

@@ -12,6 +12,7 @@
 pub mod attempt;
 pub mod audit;
 pub mod body;
+pub mod budget;
 pub mod delivery;
 mod directory;
 pub mod dkim_key;

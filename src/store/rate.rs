@@ -59,7 +59,7 @@ pub async fn note_outcomes(tx: &mut Tx, ends: &[(&Delivery, Ended)]) -> Result<(
 
 /// From the operator's inbox (`inbox::operator_address`) leave reports to strangers, who could ask for many and
 /// refuse each of them until everybody's mail is stopped.
-fn is_of_operator(delivery: &Delivery) -> bool {
+pub(crate) fn is_of_operator(delivery: &Delivery) -> bool {
     delivery.sender.starts_with("postmaster@")
 }
 

@@ -1,4 +1,4 @@
-//! What protects a domain's name: the kill switch, and the stop that comes by itself.
+//! What protects a domain's name: budgets that inboxes share, the kill switch, and the stop that comes by itself.
 
 use serde_json::json;
 
@@ -121,4 +121,122 @@ async fn an_inbox_whose_mail_bounces_is_stopped_and_an_admin_lets_it_go() {
         server.api.ask("DELETE", &path, &[], None).await.unwrap().ok();
     }
     server.api.post(SEND, body).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beyond_the_budget_of_a_domain_mail_waits_and_says_so_on_sqlite() {
+    shared_budget(TestServer::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beyond_the_budget_of_a_domain_mail_waits_and_says_so_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    shared_budget(TestServer::new().on(&database)).await;
+}
+
+/// Two agents use up what their domain has; the third message of the day waits for the first to be a day old.
+async fn shared_budget(setup: Setup) {
+    let sink = Sink::start().await;
+    let dns = Dns::start(&sink.zone("remote.example")).await;
+    let server =
+        setup.inbox("ada").inbox("bea").dns(&dns).config("[budgets]\ndomain_per_day = 2").start().await;
+    let mail = |to: &str, subject: &str| json!({"to": to, "subject": subject, "text": "t"});
+    server.api.post(SEND, mail("bea@agents.example", "Between us")).await.ok();
+    server.api.post(SEND, mail("one@remote.example", "One")).await.ok();
+    let from_bea = "/v0/inboxes/bea@agents.example/messages/send";
+    server.api.post(from_bea, mail("two@remote.example", "Two")).await.ok();
+    eventually("two are delivered", async || (sink.taken().len() == 2).then_some(())).await;
+
+    let sent = server.api.post(SEND, mail("three@remote.example", "Three")).await.ok();
+    let id = crate::world::api::path_escape(sent["message_id"].as_str().unwrap());
+    let path = format!("/v1/inboxes/ada@agents.example/messages/{id}/deliveries");
+    let row = eventually("the third waits", async || {
+        let row = server.api.get(&path).await.ok()["deliveries"][0].clone();
+        (row["waits_for"] == "budget:domain:agents.example").then_some(row)
+    })
+    .await;
+    assert_eq!((row["state"].clone(), row["attempts"].clone()), (json!("scheduled"), json!(0)), "{row}");
+    assert!(row["last_reply"].as_str().unwrap().contains("2 recipients in 24 hours"), "{row}");
+    let until = gatepost::clock::parse_rfc3339(row["next_attempt_at"].as_str().unwrap()).unwrap();
+    let day = gatepost::clock::Clock::system().now() + gatepost::clock::DAY;
+    assert!((day - 60_000..day + 1_000).contains(&until), "{row}");
+    let events = server.api.get("/v1/events?event_types=delivery.waiting").await.ok();
+    assert_eq!(events["count"], 1, "the agent is told once: {events}");
+    let queue = server.api.get("/v1/queue?state=scheduled").await.ok();
+    assert_eq!(queue["deliveries"][0]["waits_for"], "budget:domain:agents.example", "{queue}");
+    server.message("bea@agents.example", "Between us").await;
+}
+
+/// A pod's inboxes share as well, and an inbox that was made a minute ago begins small; what was used stays used over a
+/// restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_inbox_begins_small_and_a_restart_forgets_nothing() {
+    let sink = Sink::start().await;
+    let dns = Dns::start(&sink.zone("remote.example")).await;
+    let budgets = "[budgets]\npod_per_day = 3\ninbox_warmup = [[1, 2], [3, 10]]";
+    let server = TestServer::new().inbox("ada").inbox("bea").dns(&dns).config(budgets).start().await;
+    let send = async |who: &str, to: &str| {
+        let path = format!("/v0/inboxes/{who}@agents.example/messages/send");
+        server.api.post(&path, json!({"to": to, "subject": to, "text": "t"})).await.ok();
+    };
+    let waiting = async |budget: &str| {
+        eventually("it waits", async || {
+            let queue = server.api.get("/v1/queue?state=scheduled").await.ok();
+            let rows = queue["deliveries"].as_array().unwrap().clone();
+            rows.into_iter().find(|row| row["waits_for"] == budget)
+        })
+        .await
+    };
+    for n in 0..3 {
+        send("ada", &format!("{n}@remote.example")).await;
+    }
+    let row = waiting("budget:inbox:ada@agents.example").await;
+    assert!(row["last_reply"].as_str().unwrap().contains("day 1 of its warm-up"), "{row}");
+    server.kill9();
+    server.restart().await;
+    send("bea", "3@remote.example").await;
+    send("bea", "4@remote.example").await;
+    waiting("budget:pod:pod_default").await;
+    eventually("bea's first is there", async || (sink.taken().len() == 3).then_some(())).await;
+}
+
+/// Two nodes take from one queue at once: what both of them send together is the budget, not one message more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_nodes_share_one_budget_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    let sink = Sink::start().await;
+    let dns = Dns::start(&sink.zone("remote.example")).await;
+    let budgets = "[budgets]\ndomain_per_day = 60";
+    let first = TestServer::new().inbox("ada").on(&database).dns(&dns).config(budgets).start().await;
+    let second = TestServer::new().on(&database).dns(&dns).beside(&first).config(budgets).start().await;
+    first
+        .api
+        .put("/v1/inboxes/ada@agents.example/limits", json!({"per_hour": null, "per_day": null}))
+        .await
+        .ok();
+    let sends = (0..8).map(|client| {
+        let api = if client % 2 == 0 { first.api.clone() } else { second.api.clone() };
+        tokio::spawn(async move {
+            for n in 0..10 {
+                let to: Vec<String> = (0..2).map(|r| format!("c{client}-{n}-{r}@remote.example")).collect();
+                api.post(SEND, json!({"to": to, "subject": "s", "text": "t"})).await.ok();
+            }
+        })
+    });
+    for client in sends.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+    eventually("all have left or wait", async || {
+        let summary = first.api.get("/v1/queue").await.ok()["summary"].clone();
+        (summary["due"] == 0 && summary["attempting"] == 0).then_some(())
+    })
+    .await;
+    let summary = first.api.get("/v1/queue").await.ok()["summary"].clone();
+    let recipients: usize = sink.taken().iter().map(|taken| taken.to.len()).sum();
+    assert_eq!(recipients, 54, "60, of which a tenth is kept for what a person approved");
+    assert_eq!(summary["scheduled"], 160 - 54, "{summary}");
+    for node in [&first, &second] {
+        let log = std::fs::read_to_string(node.log_file()).unwrap();
+        assert!(!log.contains("ERROR"), "{log}");
+    }
 }

@@ -23,7 +23,7 @@ use crate::clock::rfc3339;
 use crate::config::Choice;
 use crate::config::limits::MAX_JSON_BODY;
 use crate::floor::Floor;
-use crate::ids::{InboxKey, Prefix, RowId};
+use crate::ids::{InboxKey, Prefix, RowId, pod_id};
 use crate::principal::Scope;
 use crate::store::attempt::{self, Attempt};
 use crate::store::delivery::{self, Delivery, Filter, Handling, Holder, State as RowState};
@@ -65,6 +65,10 @@ pub(crate) struct QueueRow {
     /// `rule:<id>`, `operator`, `pod` or `gate:<reason>`
     #[serde(skip_serializing_if = "Option::is_none")]
     held_by: Option<String>,
+    /// `budget:domain:<name>`, `budget:pod:<id>` or `budget:inbox:<address>`: what has no room for it until about
+    /// `next_attempt_at`; `last_reply` says it in words
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits_for: Option<String>,
     attempts: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_attempt_at: Option<String>,
@@ -128,6 +132,7 @@ fn view(row: Delivery, log: Option<Vec<Attempt>>) -> QueueRow {
         delivery_id: row.id(),
         message_id: row.message_id(),
         next_attempt_at: delivery::next_attempt(&row).map(rfc3339),
+        waits_for: waits_for(&row),
         inbox_id: row.sender,
         recipient: row.recipient,
         domain: row.domain,
@@ -146,6 +151,16 @@ fn view(row: Delivery, log: Option<Vec<Attempt>>) -> QueueRow {
         expires_at: rfc3339(row.expires_at),
         log: log.map(|log| log.into_iter().map(attempt_view).collect()),
     }
+}
+
+/// The budget by the names that a caller knows.
+fn waits_for(row: &Delivery) -> Option<String> {
+    let scope = row.waits_for.as_deref().filter(|_| row.state == "scheduled")?;
+    Some(match scope.split_once(':') {
+        Some(("inbox", _)) => format!("budget:inbox:{}", row.sender),
+        Some(("pod", _)) => format!("budget:pod:{}", pod_id(row.inbox.pod)),
+        _ => format!("budget:{scope}"),
+    })
 }
 
 fn attempt_view(attempt: Attempt) -> AttemptView {
