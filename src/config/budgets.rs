@@ -13,6 +13,9 @@ pub struct Budgets {
     pub pod_per_day: Option<i64>,
     pub domain_warmup: Warmup,
     pub inbox_warmup: Warmup,
+    /// Limits of every inbox that has none of its own: strangers, and messages to one recipient, in any 24 hours.
+    pub new_recipients_per_day: Option<i64>,
+    pub per_recipient_per_day: Option<i64>,
     pub rate_window: Duration,
     /// Deliveries that ended in the window, below which no rate counts.
     pub rate_minimum: u32,
@@ -73,6 +76,8 @@ pub(super) fn take_budgets(s: &mut Settings) -> Budgets {
         pod_per_day: s.take("budgets.pod_per_day", per_day, || None),
         domain_warmup: s.take("budgets.domain_warmup", warmup, Warmup::default),
         inbox_warmup: s.take("budgets.inbox_warmup", warmup, Warmup::default),
+        new_recipients_per_day: s.take("budgets.new_recipients_per_day", per_day, || None),
+        per_recipient_per_day: s.take("budgets.per_recipient_per_day", per_day, || None),
         rate_window: s.take("budgets.rate_window", window, || DAY),
         rate_minimum: s.take("budgets.rate_minimum", |v| values::count(v, 1, 1_000_000), || 50),
         bounces_per_thousand: s.take("budgets.bounces_per_thousand", |v| values::count(v, 1, 1_000), || 50),

@@ -46,7 +46,7 @@ pub use crate::store::rate::{Ended, note_outcome, note_outcomes};
 pub use budgets::give_back_budgets;
 pub use by_server::{ServerLetter, ServerSent, prepare_by_server, send_by_server};
 pub use decision::{Decision, Reason};
-pub use limits::{Usage, usage};
+pub use limits::{Usage, limits_of, usage};
 pub use recheck::{Recheck, let_go_on, recheck};
 pub use stops::{StopError, Stopped, lift, resume, stop};
 pub use watch::watch;
@@ -363,8 +363,10 @@ async fn decide(
         reasons.push(Reason::new("suppressed", say, fix).with([found.address, found.reason]));
     }
     let budgets = &job.floor.config.budgets;
-    let (limits, slowed) = watch::effective(tx, budgets, job.inbox, &inbox.domain, inbox.limits).await?;
-    let (reservation, mut over) = limits::reserve(tx, job.inbox, limits, recipients.len() as i64).await?;
+    let own = limits::limits_of(inbox, budgets);
+    let (limits, slowed) = watch::effective(tx, budgets, job.inbox, &inbox.domain, own).await?;
+    let (mut reservation, mut over) = limits::reserve(tx, job.inbox, limits, recipients.len() as i64).await?;
+    over.extend(limits::reserve_recipients(tx, inbox, limits, recipients, &mut reservation).await?);
     if slowed {
         for reason in &mut over {
             reason

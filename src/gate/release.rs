@@ -14,7 +14,7 @@ use crate::store::inbox::{self, MAILBOX_SENT};
 use crate::store::message::{self, Direction, Message};
 use crate::store::thread::{self, Thread};
 use crate::store::work_item::WorkItem;
-use crate::store::{StoreError, Tx, audit, body, hold_rule, idempotency, release};
+use crate::store::{StoreError, Tx, audit, body, hold_rule, idempotency, recipient, release};
 use crate::work;
 
 use super::request::Named;
@@ -57,6 +57,7 @@ pub(super) async fn release(
         reservation.total,
     )
     .await?;
+    recipient::note_new(tx, job.inbox, message.message_key, reservation.at, &reservation.strangers).await?;
     if let Some(item) = item {
         work::answered(tx, item).await?;
     }

@@ -81,6 +81,8 @@ pub(super) async fn effective(
                 per_minute: half(limits.per_minute),
                 per_hour: half(limits.per_hour),
                 per_day: half(limits.per_day),
+                new_recipients_per_day: half(limits.new_recipients_per_day),
+                per_recipient_per_day: half(limits.per_recipient_per_day),
             };
             return Ok((halved, true));
         }

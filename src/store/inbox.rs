@@ -55,11 +55,25 @@ pub struct Limits {
     pub per_minute: Option<i64>,
     pub per_hour: Option<i64>,
     pub per_day: Option<i64>,
+    /// Addresses that the inbox has neither written to nor had verified mail from. As stored, `None` is as configured
+    /// and `NO_LIMIT` is none; `gate::limits_of` settles it.
+    pub new_recipients_per_day: Option<i64>,
+    /// Messages to one address. As above.
+    pub per_recipient_per_day: Option<i64>,
 }
+
+/// What is stored where an inbox is to have no limit, whatever is configured.
+pub const NO_LIMIT: i64 = -1;
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { per_minute: None, per_hour: Some(200), per_day: Some(1_000) }
+        Limits {
+            per_minute: None,
+            per_hour: Some(200),
+            per_day: Some(1_000),
+            new_recipients_per_day: None,
+            per_recipient_per_day: None,
+        }
     }
 }
 
@@ -102,7 +116,8 @@ macro_rules! columns {
     () => {
         "pod_key, inbox_key, address, domain, display_name, client_id, status, operator, metadata,
          receive_policy, per_minute, per_hour, per_day, created_at, updated_at,
-         (SELECT d.receive_policy FROM domain_policy AS d WHERE d.domain = inbox.domain)"
+         (SELECT d.receive_policy FROM domain_policy AS d WHERE d.domain = inbox.domain), new_recipients_per_day,
+         per_recipient_per_day"
     };
 }
 
@@ -120,7 +135,13 @@ fn from_row(row: &Row) -> Result<Inbox, StoreError> {
         metadata: row.get(8)?,
         receive_policy: ReceivePolicy::read(row.get(9)?)?,
         domain_policy: ReceivePolicy::read(row.get(15)?)?,
-        limits: Limits { per_minute: row.get(10)?, per_hour: row.get(11)?, per_day: row.get(12)? },
+        limits: Limits {
+            per_minute: row.get(10)?,
+            per_hour: row.get(11)?,
+            per_day: row.get(12)?,
+            new_recipients_per_day: row.get(16)?,
+            per_recipient_per_day: row.get(17)?,
+        },
         created_at: row.get(13)?,
         updated_at: row.get(14)?,
     })
@@ -248,7 +269,7 @@ pub async fn update(tx: &mut Tx, inbox: &Inbox) -> Result<(), StoreError> {
     tx.wake(Topic::Inboxes);
     tx.execute(
         "UPDATE inbox SET display_name = $3, status = $4, metadata = $5, per_minute = $6, per_hour = $7,
-                per_day = $8, updated_at = $9
+                per_day = $8, updated_at = $9, new_recipients_per_day = $10, per_recipient_per_day = $11
          WHERE pod_key = $1 AND inbox_key = $2",
         &[
             inbox.key.pod.into(),
@@ -260,6 +281,8 @@ pub async fn update(tx: &mut Tx, inbox: &Inbox) -> Result<(), StoreError> {
             inbox.limits.per_hour.into(),
             inbox.limits.per_day.into(),
             tx.now().into(),
+            inbox.limits.new_recipients_per_day.into(),
+            inbox.limits.per_recipient_per_day.into(),
         ],
     )
     .await?;

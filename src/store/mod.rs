@@ -34,6 +34,7 @@ pub mod pod;
 pub mod policy;
 mod postgres;
 pub(crate) mod rate;
+pub(crate) mod recipient;
 pub(crate) mod release;
 pub mod report;
 pub mod report_out;

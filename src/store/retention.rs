@@ -78,7 +78,7 @@ async fn sweep(tx: &mut Tx) -> Result<bool, StoreError> {
 }
 
 /// A step through every table of an inbox, by its key; both databases know row values.
-const PURGE: [&str; 11] = [
+const PURGE: [&str; 12] = [
     "DELETE FROM delivery_attempt WHERE pod_key = $1 AND inbox_key = $2 AND attempt_key IN
        (SELECT attempt_key FROM delivery_attempt WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
     "DELETE FROM body WHERE pod_key = $1 AND inbox_key = $2 AND message_key IN
@@ -99,6 +99,8 @@ const PURGE: [&str; 11] = [
        (SELECT item_key FROM work_item WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
     "DELETE FROM report WHERE pod_key = $1 AND inbox_key = $2 AND message_key IN
        (SELECT message_key FROM report WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
+    "DELETE FROM new_recipient WHERE pod_key = $1 AND inbox_key = $2 AND at IN
+       (SELECT at FROM new_recipient WHERE pod_key = $1 AND inbox_key = $2 LIMIT $3)",
     "DELETE FROM delivery WHERE pod_key = $1 AND inbox_key = $2 AND state IN ('delivered', 'failed', 'canceled')
        AND delivery_key IN (SELECT delivery_key FROM delivery WHERE pod_key = $1 AND inbox_key = $2
        AND state IN ('delivered', 'failed', 'canceled') LIMIT $3)",

@@ -16,10 +16,11 @@ use crate::api::error::{Answer, ErrorShape, FieldError, Problem};
 use crate::api::path::RawPath;
 use crate::api::query::Query;
 use crate::api::v0::inboxes::given;
+use crate::config::Budgets;
 use crate::floor::Floor;
 use crate::gate;
 use crate::ids::InboxKey;
-use crate::store::inbox::{self, Inbox};
+use crate::store::inbox::{self, Inbox, NO_LIMIT};
 use crate::store::{StoreError, Tx, audit};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -37,6 +38,10 @@ pub(crate) struct LimitsResponse {
     per_minute: Option<i64>,
     per_hour: Option<i64>,
     per_day: Option<i64>,
+    /// Addresses that the inbox neither wrote to nor had verified mail from.
+    new_recipients_per_day: Option<i64>,
+    /// Messages to one address.
+    per_recipient_per_day: Option<i64>,
     used: Used,
 }
 
@@ -46,6 +51,8 @@ struct Used {
     last_minute: i64,
     last_hour: i64,
     last_day: i64,
+    /// While they are limited.
+    new_recipients_last_day: i64,
 }
 
 /// What is absent stays as it is; `null` means no limit.
@@ -61,6 +68,13 @@ pub(crate) struct LimitsBody {
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<i64>)]
     per_day: Option<Option<i64>>,
+    /// `null`: no limit, whatever is configured.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<i64>)]
+    new_recipients_per_day: Option<Option<i64>>,
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<i64>)]
+    per_recipient_per_day: Option<Option<i64>>,
 }
 
 /// The limits of an inbox, and what is used of them.
@@ -77,19 +91,28 @@ async fn get(
     query.finish()?;
     caller.require("inbox_read")?;
     let key = caller.inbox(&floor, &path.segment(2)?).await?.key;
-    let shown = floor.store.read(move |tx| Box::pin(show(tx, key)));
+    let config = floor.config.clone();
+    let shown = floor.store.read(move |tx| Box::pin(async move { show(tx, key, &config.budgets).await }));
     shown.await?.map(Json).ok_or_else(|| Problem::not_found("Inbox"))
 }
 
-async fn show(tx: &mut Tx, key: InboxKey) -> Result<Option<LimitsResponse>, StoreError> {
+async fn show(tx: &mut Tx, key: InboxKey, budgets: &Budgets) -> Result<Option<LimitsResponse>, StoreError> {
     let Some(inbox) = inbox::by_key(tx, key).await? else { return Ok(None) };
     let usage = gate::usage(tx, key).await?;
+    let limits = gate::limits_of(&inbox, budgets);
     Ok(Some(LimitsResponse {
         inbox_id: inbox.address,
-        per_minute: inbox.limits.per_minute,
-        per_hour: inbox.limits.per_hour,
-        per_day: inbox.limits.per_day,
-        used: Used { last_minute: usage.last_minute, last_hour: usage.last_hour, last_day: usage.last_day },
+        per_minute: limits.per_minute,
+        per_hour: limits.per_hour,
+        per_day: limits.per_day,
+        new_recipients_per_day: limits.new_recipients_per_day,
+        per_recipient_per_day: limits.per_recipient_per_day,
+        used: Used {
+            last_minute: usage.last_minute,
+            last_hour: usage.last_hour,
+            last_day: usage.last_day,
+            new_recipients_last_day: usage.new_recipients_last_day,
+        },
     }))
 }
 
@@ -108,7 +131,13 @@ async fn put(
     let key = caller.inbox(&floor, &path.segment(2)?).await?.key;
     caller.require_admin("Limits")?;
     caller.require("inbox_update")?;
-    let asked = [("per_minute", body.per_minute), ("per_hour", body.per_hour), ("per_day", body.per_day)];
+    let asked = [
+        ("per_minute", body.per_minute),
+        ("per_hour", body.per_hour),
+        ("per_day", body.per_day),
+        ("new_recipients_per_day", body.new_recipients_per_day),
+        ("per_recipient_per_day", body.per_recipient_per_day),
+    ];
     let wrong = |n: &i64| !(0..=HIGHEST).contains(n);
     let errors: Vec<FieldError> = asked
         .iter()
@@ -121,26 +150,32 @@ async fn put(
         return Err(Problem::invalid(errors));
     }
     let actor = caller.0.actor();
+    let config = floor.config.clone();
     let set = floor.store.write(move |tx| {
-        let actor = actor.clone();
+        let (actor, config) = (actor.clone(), config.clone());
         Box::pin(async move {
             let Some(mut inbox) = inbox::lock(tx, key).await? else { return Ok(None) };
-            let [(_, minute), (_, hour), (_, day)] = asked;
+            let [(_, minute), (_, hour), (_, day), (_, strangers), (_, recipient)] = asked;
+            let no_limit = |asked: Option<Option<i64>>| asked.map(|limit| limit.unwrap_or(NO_LIMIT));
             inbox.limits.per_minute = minute.unwrap_or(inbox.limits.per_minute);
             inbox.limits.per_hour = hour.unwrap_or(inbox.limits.per_hour);
             inbox.limits.per_day = day.unwrap_or(inbox.limits.per_day);
+            inbox.limits.new_recipients_per_day = no_limit(strangers).or(inbox.limits.new_recipients_per_day);
+            inbox.limits.per_recipient_per_day = no_limit(recipient).or(inbox.limits.per_recipient_per_day);
             inbox::update(tx, &inbox).await?;
-            note(tx, &actor, &inbox).await?;
-            show(tx, key).await
+            note(tx, &actor, &inbox, &config.budgets).await?;
+            show(tx, key, &config.budgets).await
         })
     });
     set.await.map_err(|e: StoreError| Problem::from(e))?.map(Json).ok_or_else(|| Problem::not_found("Inbox"))
 }
 
-async fn note(tx: &mut Tx, actor: &str, inbox: &Inbox) -> Result<(), StoreError> {
-    let limits = inbox.limits;
+async fn note(tx: &mut Tx, actor: &str, inbox: &Inbox, budgets: &Budgets) -> Result<(), StoreError> {
+    let limits = gate::limits_of(inbox, budgets);
     let detail = serde_json::json!({
         "per_minute": limits.per_minute, "per_hour": limits.per_hour, "per_day": limits.per_day,
+        "new_recipients_per_day": limits.new_recipients_per_day,
+        "per_recipient_per_day": limits.per_recipient_per_day,
     });
     let action = "inbox.limits_changed";
     let object = &inbox.address;

@@ -20,7 +20,7 @@ proptest! {
         runtime.block_on(async {
             let test = TestFloor::new().await;
             let inbox = test.inbox("ada").await.key;
-            let limits = Limits { per_minute: Some(per_minute), per_hour: Some(per_hour), per_day: None };
+            let limits = Limits { per_minute: Some(per_minute), per_hour: Some(per_hour), per_day: None, ..Limits::default() };
             let mut released: Vec<(i64, i64)> = Vec::new();
             for (n, (pause, recipients)) in sends.into_iter().enumerate() {
                 test.hand.advance(pause);
@@ -30,7 +30,7 @@ proptest! {
                 let outcome: Result<_, StoreError> = test.floor.store.write(move |tx| Box::pin(async move {
                     let (reservation, reasons) = reserve(tx, inbox, limits, recipients).await?;
                     if reasons.is_empty() {
-                        let Reservation { at, recipients, total } = reservation;
+                        let Reservation { at, recipients, total, .. } = reservation;
                         release::add(tx, inbox, n as i64, at, recipients, total).await?;
                     }
                     Ok(reasons)
