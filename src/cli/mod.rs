@@ -1,12 +1,13 @@
 //! The commands, one file each. They parse arguments, call the rooms, and put the outcome in words.
 //!
 //! `dev` and `serve` run the server; `init`, `check`, `dns` and `key create --config` prepare one;
-//! `inbox`, `domain`, `key`, `held`, `queue`, `work`, `suppression`, `stop` and `report` talk to a running one over
+//! `inbox`, `domain`, `key`, `held`, `queue`, `work`, `suppression`, `stop`, `budget` and `report` talk to a running one over
 //! HTTP (`GATEPOST_URL`, `GATEPOST_KEY`).
 //!
 //! This is the top: errors of every kind become one sentence on stderr and an exit code. 78 (EX_CONFIG of
 //! sysexits.h) is a configuration that cannot work, which no restart will mend.
 
+mod budget;
 mod check;
 mod client;
 mod dev;
@@ -63,6 +64,8 @@ enum Command {
     Work(work::Work),
     /// The kill switch: stop what an inbox, a pod, a domain or anybody sends, and let it go again
     Stop(stop::Stop),
+    /// What a domain's or a pod's inboxes may send together, and how what is new begins
+    Budget(budget::Budget),
     /// See, add and remove addresses that must not be written to
     Suppression(suppression::Suppression),
     /// See what others report about the domains: DMARC and TLS
@@ -86,6 +89,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Suppression(command) => command.run().await,
         Command::Report(command) => command.run().await,
         Command::Stop(command) => command.run().await,
+        Command::Budget(command) => command.run().await,
     }
 }
 

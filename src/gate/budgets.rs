@@ -26,7 +26,7 @@ use crate::floor::Floor;
 use crate::ids::InboxKey;
 use crate::store::budget::{self, BudgetScope, Head};
 use crate::store::delivery::{self, Delivery, Later, Priority, Route};
-use crate::store::{StoreError, Tx, rate};
+use crate::store::{StoreError, Tx, audit, rate};
 
 /// Rows of a budget that is gone which one look lets go.
 const STEP: i64 = 1_000;
@@ -341,6 +341,99 @@ fn say(account: &Account<'_>, row: &Delivery, at: Millis) -> String {
         account.cap,
         rfc3339(at)
     )
+}
+
+/// A budget as people are shown it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BudgetStatus {
+    /// The plain one, without the warm-up.
+    pub per_day: Option<i64>,
+    /// What holds now; `None`: nothing.
+    pub cap: Option<i64>,
+    pub used: i64,
+    /// Of the cap, for what a person approved.
+    pub reserved: i64,
+    /// When there is room for one more that nobody approved; `None` where there is.
+    pub opens_at: Option<Millis>,
+    pub warmup: Option<WarmupStatus>,
+    /// Deliveries, up to `budget::COUNTED`.
+    pub waiting: i64,
+    /// An operator has set something of it.
+    pub is_set: bool,
+}
+
+/// A warm-up that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WarmupStatus {
+    /// Counted from 1.
+    pub day: i64,
+    pub last_day: i64,
+    pub cap: i64,
+}
+
+/// A budget as it stands.
+pub async fn budget_status(
+    tx: &mut Tx,
+    budgets: &Budgets,
+    scope: &BudgetScope,
+) -> Result<BudgetStatus, StoreError> {
+    let head = budget::read_one(tx, scope).await?;
+    let (plan, now) = (Plan::of(budgets, &head), tx.now());
+    let used = budget::spent_after(tx, &[(&head, now - DAY)]).await?.first().copied().unwrap_or(0);
+    let cap = plan.cap(now);
+    let share = cap.map_or(i64::MAX, |cap| share(cap, Priority::Ordinary));
+    let opens_at = match used < share {
+        true => None,
+        false => Some(opens_at(tx, &head, &plan, Priority::Ordinary).await?),
+    };
+    let day = plan.day(now);
+    let warmup = plan.step(now).zip(plan.warmup);
+    Ok(BudgetStatus {
+        per_day: plan.per_day,
+        cap,
+        used,
+        reserved: cap.map_or(0, |cap| cap - share),
+        opens_at,
+        warmup: warmup.map(|(cap, warmup)| WarmupStatus { day, last_day: warmup.last_day(), cap }),
+        waiting: if head.waiting { budget::waiting(tx, &head.scope).await? } else { 0 },
+        is_set: head.per_day.is_some() || !head.warmup,
+    })
+}
+
+/// Sets a budget, or sets it back to what is configured. What waits for it goes on at the next `let_go`.
+pub async fn set_budget(
+    tx: &mut Tx,
+    scope: &BudgetScope,
+    change: BudgetChange,
+    (actor, object): (&str, &str),
+) -> Result<(), StoreError> {
+    let text = scope.text();
+    let locked = budget::lock(tx, std::slice::from_ref(&text), std::slice::from_ref(scope)).await?;
+    let (was, warmed) = locked.get(text.as_str()).map_or((None, true), |head| (head.per_day, head.warmup));
+    let (per_day, warmup) = match change {
+        BudgetChange::Reset => (None, true),
+        // 0 is stored: none, whatever is configured.
+        BudgetChange::Set { per_day, warmup } => {
+            (per_day.map(|n| n.unwrap_or(0)).or(was), warmup.unwrap_or(warmed))
+        }
+    };
+    budget::set(tx, &text, per_day, (!warmup).then_some(false)).await?;
+    let action = if change == BudgetChange::Reset { "budget.reset" } else { "budget.set" };
+    let detail = serde_json::json!({ "per_day": per_day, "warm_up": warmup }).to_string();
+    let inbox = match scope {
+        BudgetScope::Inbox(key) => Some(*key),
+        _ => None,
+    };
+    audit::record(tx, audit::Entry { actor, run_id: None, action, inbox, object, detail }).await
+}
+
+/// What an operator does to a budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BudgetChange {
+    /// `per_day`: `Some(None)` is none, whatever is configured. `warmup`: whether the configured one holds.
+    Set { per_day: Option<Option<i64>>, warmup: Option<bool> },
+    /// As configured.
+    Reset,
 }
 
 /// What was claimed and not tried after all is spent no more.

@@ -43,7 +43,7 @@ use crate::store::{StoreError, Tx, idempotency, suppression};
 use crate::work::{self, WorkError};
 
 pub use crate::store::rate::{Ended, note_outcome, note_outcomes};
-pub use budgets::give_back_budgets;
+pub use budgets::{BudgetChange, BudgetStatus, WarmupStatus, budget_status, give_back_budgets, set_budget};
 pub use by_server::{ServerLetter, ServerSent, prepare_by_server, send_by_server};
 pub use decision::{Decision, Reason};
 pub use limits::{Usage, limits_of, usage};

@@ -140,8 +140,41 @@ async fn lock_found(tx: &mut Tx, scopes: &[String]) -> Result<HashMap<Arc<str>, 
     by_scope(&tx.rows(sql, &[to_json(&scopes)?.into()]).await?)
 }
 
-/// A budget that nothing was spent of; what it is of began when it was made here, which never changes.
+/// A budget that nothing was spent of.
 async fn make(tx: &mut Tx, scope: &BudgetScope) -> Result<(), StoreError> {
+    let made_at = made_at(tx, scope).await?;
+    let sql = "INSERT INTO budget (scope, made_at) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    tx.execute(sql, &[scope.text().into(), made_at.into()]).await?;
+    Ok(())
+}
+
+/// The budget as it stands, without a lock: one that nothing was spent of where it has no row.
+pub(crate) async fn read_one(tx: &mut Tx, scope: &BudgetScope) -> Result<Head, StoreError> {
+    let text = scope.text();
+    if let Some(found) = read(tx, std::slice::from_ref(&text)).await?.remove(text.as_str()) {
+        return Ok(found);
+    }
+    Ok(Head {
+        made_at: made_at(tx, scope).await?,
+        scope: text.into(),
+        per_day: None,
+        warmup: true,
+        total: 0,
+        latest_at: 0,
+        planned: [0; 3],
+        waiting: false,
+        turn: 0,
+    })
+}
+
+/// Pods, the first thousand.
+pub(crate) async fn pods(tx: &mut Tx) -> Result<Vec<i64>, StoreError> {
+    let rows = tx.rows("SELECT pod_key FROM pod ORDER BY pod_key LIMIT 1000", &[]).await?;
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// When what it is of was made here; the row keeps it, so a domain that is removed and added is no newer.
+async fn made_at(tx: &mut Tx, scope: &BudgetScope) -> Result<Millis, StoreError> {
     let made = match scope {
         BudgetScope::Inbox(key) => {
             let sql = "SELECT created_at FROM inbox WHERE pod_key = $1 AND inbox_key = $2";
@@ -154,10 +187,7 @@ async fn make(tx: &mut Tx, scope: &BudgetScope) -> Result<(), StoreError> {
             tx.row("SELECT created_at FROM domain WHERE domain = $1", &[name.into()]).await?
         }
     };
-    let made_at: Millis = made.map(|row| row.get(0)).transpose()?.unwrap_or(tx.now());
-    let sql = "INSERT INTO budget (scope, made_at) VALUES ($1, $2) ON CONFLICT DO NOTHING";
-    tx.execute(sql, &[scope.text().into(), made_at.into()]).await?;
-    Ok(())
+    made.map_or(Ok(tx.now()), |row| row.get(0))
 }
 
 /// What was spent of each budget after its time: one answer for each.

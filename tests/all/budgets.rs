@@ -6,7 +6,7 @@ use crate::world::{
     dns::Dns,
     eventually,
     postgres::Database,
-    server::{Setup, TestServer},
+    server::{ADMIN_KEY, Setup, TestServer},
     sink::Sink,
 };
 
@@ -239,4 +239,118 @@ async fn two_nodes_share_one_budget_on_postgres() {
         let log = std::fs::read_to_string(node.log_file()).unwrap();
         assert!(!log.contains("ERROR"), "{log}");
     }
+}
+
+fn gatepost(server: &TestServer, args: &[&str]) -> String {
+    let said = std::process::Command::new(env!("CARGO_BIN_EXE_gatepost"))
+        .arg("budget")
+        .args(args)
+        .args(["--url", server.api.base(), "--key", ADMIN_KEY])
+        .output()
+        .unwrap();
+    assert!(said.status.success(), "{args:?}: {}", String::from_utf8_lossy(&said.stderr));
+    String::from_utf8_lossy(&said.stdout).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_sees_sets_and_resets_a_budget_on_sqlite() {
+    set_while_running(TestServer::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_sees_sets_and_resets_a_budget_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    set_while_running(TestServer::new().on(&database)).await;
+}
+
+/// A budget that the configuration does not know: set, used up, raised, and gone.
+async fn set_while_running(setup: Setup) {
+    let sink = Sink::start().await;
+    let dns = Dns::start(&sink.zone("remote.example")).await;
+    let server = setup.inbox("ada").dns(&dns).start().await;
+    assert_eq!(server.api.get("/v1/budgets").await.ok()["count"], 0);
+    let path = "/v1/budgets/domain/agents.example";
+    let agent = server.inbox_key("ada@agents.example").await;
+    agent.put(path, json!({"per_day": 2})).await.refused(403, "forbidden");
+    server.api.put(path, json!({"per_day": 0})).await.refused(400, "validation_error");
+    server
+        .api
+        .put("/v1/budgets/domain/elsewhere.example", json!({"per_day": 2}))
+        .await
+        .refused(404, "not_found");
+    let made = server.api.put(path, json!({"per_day": 2})).await.ok();
+    assert_eq!((made["cap"].clone(), made["set_by"].clone()), (json!(2), json!("operator")), "{made}");
+    for n in 0..3 {
+        let body = json!({"to": format!("{n}@remote.example"), "subject": "Hi", "text": "t"});
+        server.api.post(SEND, body).await.ok();
+    }
+    let full = eventually("one of them waits", async || {
+        let budgets = server.api.get("/v1/budgets").await.ok();
+        (budgets["budgets"][0]["waiting"] == 1).then_some(budgets["budgets"][0].clone())
+    })
+    .await;
+    assert_eq!((full["used"].clone(), full["room"].clone()), (json!(2), json!(0)), "{full}");
+    let opens = gatepost::clock::parse_rfc3339(full["opens_at"].as_str().unwrap()).unwrap();
+    let day = gatepost::clock::Clock::system().now() + gatepost::clock::DAY;
+    assert!((day - 60_000..day + 1_000).contains(&opens), "{full}");
+    // Whose mail fills the rest of the domain's budget is not this agent's business.
+    let seen = agent.get("/v1/budgets").await.ok();
+    assert_eq!(
+        (seen["budgets"][0]["cap"].clone(), seen["budgets"][0].get("used")),
+        (json!(2), None),
+        "{seen}"
+    );
+
+    assert!(gatepost(&server, &["list"]).contains("agents.example"));
+    gatepost(&server, &["set", "domain", "agents.example", "--per-day", "10"]);
+    eventually("it leaves by itself", async || (sink.taken().len() == 3).then_some(())).await;
+    gatepost(&server, &["reset", "domain", "agents.example"]);
+    assert_eq!(server.api.get("/v1/budgets").await.ok()["count"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_and_one_recipient_have_limits_of_their_own_on_sqlite() {
+    recipients(TestServer::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_and_one_recipient_have_limits_of_their_own_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    recipients(TestServer::new().on(&database)).await;
+}
+
+/// An agent that was let loose for an hour and is then kept to those it knows.
+async fn recipients(setup: Setup) {
+    let sink = Sink::start().await;
+    let dns = Dns::start(&sink.zone("remote.example")).await;
+    let server = setup.inbox("ada").dns(&dns).start().await;
+    let limits = "/v1/inboxes/ada@agents.example/limits";
+    let mail = |to: &str| json!({"to": to, "subject": "Hello", "text": "t"});
+    server.api.post(SEND, mail("Old@remote.example")).await.ok();
+    let set =
+        server.api.put(limits, json!({"new_recipients_per_day": 1, "per_recipient_per_day": 2})).await.ok();
+    assert_eq!(
+        (set["new_recipients_per_day"].clone(), set["per_hour"].clone()),
+        (json!(1), json!(200)),
+        "{set}"
+    );
+    server.api.post(SEND, mail("old@remote.example")).await.ok();
+    let refused = server.api.post(SEND, mail("old@remote.example")).await.refused(403, "limit_exceeded");
+    assert_eq!(refused["reasons"][0]["rule"], "limit_per_recipient_per_day", "{refused}");
+    assert!(refused["retry_at"].is_string(), "{refused}");
+
+    let later = gatepost::clock::rfc3339(gatepost::clock::Clock::system().now() + 3_600_000);
+    let planned = json!({"to": "first@remote.example", "subject": "s", "text": "t", "send_at": later});
+    let planned = server.api.post(SEND, planned).await.ok();
+    let refused = server.api.post(SEND, mail("second@remote.example")).await.refused(403, "limit_exceeded");
+    assert_eq!(refused["reasons"][0]["rule"], "limit_new_recipients_per_day", "{refused}");
+    assert!(refused.to_string().contains("second@remote.example"), "{refused}");
+    // What was called back was never written.
+    let id = crate::world::api::path_escape(planned["message_id"].as_str().unwrap());
+    server.api.post(&format!("/v1/inboxes/ada@agents.example/messages/{id}/cancel"), json!({})).await.ok();
+    server.api.post(SEND, mail("second@remote.example")).await.ok();
+    assert_eq!(server.api.get(limits).await.ok()["used"]["new_recipients_last_day"], 1);
+    server.api.post(SEND, mail("first@remote.example")).await.refused(403, "limit_exceeded");
+    server.api.put(limits, json!({"new_recipients_per_day": null})).await.ok();
+    server.api.post(SEND, mail("first@remote.example")).await.ok();
 }

@@ -1,6 +1,7 @@
-//! `/v1`: what Gatepost adds: work items, limits, receive policy, held mail, events, waiting for mail, suppressions,
+//! `/v1`: what Gatepost adds: work items, limits and budgets, receive policy, held mail, events, waiting for mail, suppressions,
 //! reports.
 
+mod budgets;
 mod claim;
 mod dev;
 mod domains;
@@ -34,6 +35,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .merge(hold_rules::routes())
         .merge(queue::routes())
         .merge(stops::routes())
+        .merge(budgets::routes())
         .merge(dev::routes())
         .merge(domains::routes())
 }

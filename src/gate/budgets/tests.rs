@@ -180,6 +180,17 @@ impl World {
         done.unwrap();
     }
 
+    async fn set(&self, change: BudgetChange) {
+        let done: Result<(), StoreError> = self
+            .store
+            .write(move |tx| {
+                let scope = BudgetScope::Domain("agents.example".to_owned());
+                Box::pin(async move { set_budget(tx, &scope, change, ("key:admin", DOMAIN)).await })
+            })
+            .await;
+        done.unwrap();
+    }
+
     async fn restart(&mut self) {
         self.store.close().await;
         let url = &self.test.floor.config.database.url;
