@@ -6,6 +6,8 @@
 //! SES weighs a "representative volume" instead of a period. Here it is a sliding day, in whole hours, and at
 //! least `rate_minimum` ends (50), so that one bounce among the first three messages stops nobody, while a list of
 //! bad addresses is stopped before it is through; complaints, which are rare and come late, need three.
+//!
+//! No recipient domain carries a rate alone: whoever is answered could refuse, or complain, until everybody is stopped.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,9 +19,10 @@ use crate::config::Budgets;
 use crate::floor::Floor;
 use crate::ids::InboxKey;
 use crate::store::budget;
+use crate::store::domain;
 use crate::store::event::{self, NewEvent};
 use crate::store::inbox::{self, Limits};
-use crate::store::rate::{self, News, Sums};
+use crate::store::rate::{self, News, Refusals, Sums};
 use crate::store::stop::{self, NewStop, Queued, StopScope};
 use crate::store::{StoreError, Tx};
 use crate::work;
@@ -41,22 +44,126 @@ pub(super) enum Course {
     Stop(&'static str),
 }
 
-/// Pure: where these sums lead.
-pub(super) fn course(sums: Sums, budgets: &Budgets) -> Course {
-    let ends = sums.delivered + sums.bounced;
+/// Mailbox providers where anybody has an address and nobody who has one decides what the server answers: what is
+/// refused there counts in full, or a list of dead addresses at one of them would stop nobody. By hand: those that most
+/// consumer lists consist of.
+const OPEN_TO_ALL: &[&str] = &[
+    "163.com",
+    "126.com",
+    "aol.com",
+    "comcast.net",
+    "fastmail.com",
+    "free.fr",
+    "freenet.de",
+    "gmail.com",
+    "gmx.at",
+    "gmx.ch",
+    "gmx.com",
+    "gmx.de",
+    "gmx.net",
+    "googlemail.com",
+    "hotmail.co.uk",
+    "hotmail.com",
+    "hotmail.de",
+    "hotmail.fr",
+    "hotmail.it",
+    "icloud.com",
+    "laposte.net",
+    "libero.it",
+    "live.com",
+    "mac.com",
+    "mail.ru",
+    "me.com",
+    "msn.com",
+    "naver.com",
+    "orange.fr",
+    "outlook.com",
+    "proton.me",
+    "protonmail.com",
+    "qq.com",
+    "seznam.cz",
+    "t-online.de",
+    "web.de",
+    "wp.pl",
+    "yahoo.co.jp",
+    "yahoo.co.uk",
+    "yahoo.com",
+    "yahoo.de",
+    "yahoo.fr",
+    "yandex.com",
+    "yandex.ru",
+    "ymail.com",
+];
+/// What one recipient domain can add: a quarter of the bounces that a rate allows, so that five have to refuse before
+/// anything stops (and three before it slows down).
+const DOMAINS_BELOW_A_STOP: i64 = 4;
+/// And a third of the complaints.
+const COMPLAINING_DOMAINS: i64 = 3;
+/// Parts of one bounce, so that shares are whole numbers.
+const PARTS: i64 = 1_000 * DOMAINS_BELOW_A_STOP * COMPLAINING_DOMAINS;
+
+/// What counts of what was refused, in `PARTS`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Weight {
+    ends: i64,
+    bounced: i64,
+    complained: i64,
+}
+
+impl Weight {
+    fn of(sums: Sums) -> Weight {
+        Weight {
+            ends: sums.delivered + sums.bounced,
+            bounced: sums.bounced * PARTS,
+            complained: sums.complained * PARTS,
+        }
+    }
+
+    /// Less what one domain has above its share. Whoever is answered and then refuses, or calls every answer spam, would
+    /// otherwise stop an inbox, and on a shared domain everybody, by writing to it often enough. A bad list has its dead
+    /// addresses at many domains, or at the large providers.
+    fn without_what_one_domain_has_too_much(mut self, refusals: &[Refusals], budgets: &Budgets) -> Weight {
+        let allowed = |per_thousand: u32| self.ends * i64::from(per_thousand) * (PARTS / 1_000);
+        let bounces = allowed(budgets.bounces_per_thousand) / DOMAINS_BELOW_A_STOP;
+        let fewest = FEWEST_COMPLAINTS * PARTS;
+        let complaints = allowed(budgets.complaints_per_thousand).max(fewest) / COMPLAINING_DOMAINS;
+        for one in refusals.iter().filter(|one| !OPEN_TO_ALL.contains(&one.domain.as_str())) {
+            self.bounced -= (one.bounced * PARTS - bounces).max(0);
+            self.complained -= (one.complained * PARTS - complaints).max(0);
+        }
+        self
+    }
+}
+
+/// Where a scope stands. Who refused is looked up only where it may matter.
+async fn standing(tx: &mut Tx, budgets: &Budgets, scope: &str) -> Result<(Sums, Course), StoreError> {
+    let window = i64::try_from(budgets.rate_window.as_millis()).unwrap_or(i64::MAX / 2);
+    let sums = rate::sums(tx, scope, window).await?;
+    let raw = Weight::of(sums);
+    if course(raw, budgets) == Course::Steady {
+        return Ok((sums, Course::Steady));
+    }
+    let refusals = rate::refusals(tx, scope, window).await?;
+    let weighed = raw.without_what_one_domain_has_too_much(&refusals, budgets);
+    Ok((sums, course(weighed, budgets)))
+}
+
+/// Pure: where this leads.
+fn course(weight: Weight, budgets: &Budgets) -> Course {
+    let Weight { ends, bounced, complained } = weight;
     if ends < i64::from(budgets.rate_minimum) {
         return Course::Steady;
     }
-    // In parts of ten thousand, so that half of a threshold is a whole number.
-    let over =
-        |count: i64, per_thousand: u32, part: i64| count * 1_000 * part > ends * i64::from(per_thousand);
-    let enough = sums.complained >= FEWEST_COMPLAINTS;
-    if over(sums.bounced, budgets.bounces_per_thousand, 1) {
+    let over = |parts: i64, per_thousand: u32, part: i64| {
+        parts * part > ends * i64::from(per_thousand) * (PARTS / 1_000)
+    };
+    let enough = complained >= FEWEST_COMPLAINTS * PARTS;
+    if over(bounced, budgets.bounces_per_thousand, 1) {
         Course::Stop("bounce_rate")
-    } else if enough && over(sums.complained, budgets.complaints_per_thousand, 1) {
+    } else if enough && over(complained, budgets.complaints_per_thousand, 1) {
         Course::Stop("complaint_rate")
-    } else if over(sums.bounced, budgets.bounces_per_thousand, 2)
-        || sums.complained > 0 && over(sums.complained, budgets.complaints_per_thousand, 2)
+    } else if over(bounced, budgets.bounces_per_thousand, 2)
+        || complained > 0 && over(complained, budgets.complaints_per_thousand, 2)
     {
         Course::Slow
     } else {
@@ -72,10 +179,8 @@ pub(super) async fn effective(
     domain: &str,
     limits: Limits,
 ) -> Result<(Limits, bool), StoreError> {
-    let window = i64::try_from(budgets.rate_window.as_millis()).unwrap_or(i64::MAX / 2);
     for scope in [format!("inbox:{}", key.inbox), format!("domain:{domain}")] {
-        let sums = rate::sums(tx, &scope, window).await?;
-        if course(sums, budgets) != Course::Steady {
+        if standing(tx, budgets, &scope).await?.1 != Course::Steady {
             let half = |limit: Option<i64>| limit.map(|n| (n / 2).max(1).min(n));
             let halved = Limits {
                 per_minute: half(limits.per_minute),
@@ -138,12 +243,15 @@ async fn look(floor: &Arc<Floor>) -> Result<(), StopError> {
 }
 
 async fn weigh(tx: &mut Tx, budgets: &Budgets, news: &News) -> Result<(), StopError> {
-    let window = i64::try_from(budgets.rate_window.as_millis()).unwrap_or(i64::MAX / 2);
-    let sums = rate::sums(tx, &news.scope, window).await?;
-    let Course::Stop(rule) = course(sums, budgets) else { return Ok(()) };
+    let (sums, course) = standing(tx, budgets, &news.scope).await?;
+    let Course::Stop(rule) = course else { return Ok(()) };
     let ends = sums.delivered + sums.bounced;
     let (scope, name) = match news.scope.strip_prefix("domain:") {
-        Some(domain) => (StopScope::Domain(domain.to_owned()), domain.to_owned()),
+        Some(name) => {
+            // A pod's domain stops that pod; one below it may be another's.
+            let pod = domain::by_name(tx, name).await?.and_then(|domain| domain.pod);
+            (StopScope::Domain { name: name.to_owned(), pod }, name.to_owned())
+        }
         None => {
             let Some(found) = inbox::by_key(tx, news.inbox).await? else { return Ok(()) };
             (StopScope::Inbox(news.inbox), found.address)
@@ -183,11 +291,22 @@ mod tests {
     use super::*;
     use crate::floor::testing::TestFloor;
 
+    fn at(budgets: &Budgets, sums: (i64, i64, i64), refusals: &[(&str, i64, i64)]) -> Course {
+        let sums = Sums { delivered: sums.0, bounced: sums.1, complained: sums.2 };
+        let refusal = |&(domain, bounced, complained): &(&str, i64, i64)| Refusals {
+            domain: domain.to_owned(),
+            bounced,
+            complained,
+        };
+        let refusals: Vec<Refusals> = refusals.iter().map(refusal).collect();
+        course(Weight::of(sums).without_what_one_domain_has_too_much(&refusals, budgets), budgets)
+    }
+
     #[tokio::test]
     async fn bounces_slow_down_and_then_stop_and_a_few_of_the_first_do_not() {
         let test = TestFloor::new().await;
         let budgets = &test.floor.config.budgets;
-        let at = |delivered, bounced, complained| course(Sums { delivered, bounced, complained }, budgets);
+        let at = |delivered, bounced, complained| at(budgets, (delivered, bounced, complained), &[]);
         assert_eq!(at(3, 3, 0), Course::Steady);
         assert_eq!(at(98, 2, 0), Course::Steady);
         assert_eq!(at(97, 3, 0), Course::Slow);
@@ -196,5 +315,28 @@ mod tests {
         assert_eq!(at(1_000, 0, 2), Course::Slow);
         assert_eq!(at(1_000, 0, 3), Course::Stop("complaint_rate"));
         assert_eq!(at(10_000, 0, 3), Course::Steady);
+    }
+
+    /// "Who is answered and refuses" (a hostile reading of this file): one domain stops nobody, however much it refuses.
+    #[tokio::test]
+    async fn one_domain_that_refuses_everything_neither_stops_nor_slows_down() {
+        let test = TestFloor::new().await;
+        let budgets = &test.floor.config.budgets;
+        assert_eq!(at(budgets, (100, 900, 0), &[("evil.example", 900, 0)]), Course::Steady);
+        assert_eq!(at(budgets, (1_000, 0, 500), &[("evil.example", 0, 500)]), Course::Slow);
+        // Beside it, what others refuse counts as ever.
+        let beside =
+            [("evil.example", 900, 0), ("a.example", 6, 0), ("b.example", 6, 0), ("c.example", 6, 0)];
+        assert_eq!(at(budgets, (100, 918, 0), &beside), Course::Slow);
+        // Many domains: a bad list. At a provider, where nobody decides how it answers: a bad list, too.
+        let list: Vec<String> = (0..60).map(|n| format!("{n}.example")).collect();
+        let list: Vec<_> = list.iter().map(|domain| (domain.as_str(), 1, 0)).collect();
+        assert_eq!(at(budgets, (940, 60, 0), &list), Course::Stop("bounce_rate"));
+        assert_eq!(at(budgets, (940, 60, 0), &[("gmail.com", 60, 0)]), Course::Stop("bounce_rate"));
+        let three = [("a.example", 0, 1), ("b.example", 0, 1), ("c.example", 0, 1)];
+        assert_eq!(at(budgets, (1_000, 0, 3), &three), Course::Stop("complaint_rate"));
+        assert_eq!(at(budgets, (1_000, 0, 3), &[("a.example", 0, 3)]), Course::Slow);
+        // What was counted before it was known whose it was counts in full.
+        assert_eq!(at(budgets, (94, 6, 0), &[]), Course::Stop("bounce_rate"));
     }
 }

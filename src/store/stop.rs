@@ -13,8 +13,12 @@ pub const MOST: i64 = 1_000;
 pub enum StopScope {
     Inbox(InboxKey),
     Pod(i64),
-    /// Of the sender, in lower-case A-labels.
-    Domain(String),
+    /// Of the sender, in lower-case A-labels, with what is below it: a name further to the left is no way around a stop.
+    Domain {
+        name: String,
+        /// One pod's inboxes alone: another pod may have a domain of its own below.
+        pod: Option<i64>,
+    },
     Organization,
 }
 
@@ -23,7 +27,7 @@ impl StopScope {
         match self {
             StopScope::Inbox(_) => "inbox",
             StopScope::Pod(_) => "pod",
-            StopScope::Domain(_) => "domain",
+            StopScope::Domain { .. } => "domain",
             StopScope::Organization => "organization",
         }
     }
@@ -32,7 +36,11 @@ impl StopScope {
         match self {
             StopScope::Inbox(key) => *key == inbox,
             StopScope::Pod(pod) => *pod == inbox.pod,
-            StopScope::Domain(domain) => domain == sender_domain,
+            StopScope::Domain { name, pod } => {
+                let below = |rest: &str| rest.is_empty() || rest.ends_with('.');
+                pod.is_none_or(|pod| pod == inbox.pod)
+                    && sender_domain.strip_suffix(name.as_str()).is_some_and(below)
+            }
             StopScope::Organization => true,
         }
     }
@@ -42,7 +50,7 @@ impl StopScope {
         match self {
             StopScope::Inbox(key) => (key.pod, key.inbox, ""),
             StopScope::Pod(pod) => (*pod, 0, ""),
-            StopScope::Domain(domain) => (0, 0, domain),
+            StopScope::Domain { name, pod } => (pod.unwrap_or(0), 0, name),
             StopScope::Organization => (0, 0, ""),
         }
     }
@@ -111,7 +119,7 @@ fn from_row(row: &Row) -> Result<Stop, StoreError> {
     let scope = match scope.as_str() {
         "inbox" => StopScope::Inbox(InboxKey { pod, inbox }),
         "pod" => StopScope::Pod(pod),
-        "domain" => StopScope::Domain(domain),
+        "domain" => StopScope::Domain { name: domain, pod: Some(pod).filter(|pod| *pod != 0) },
         "organization" => StopScope::Organization,
         other => return Err(StoreError::Damaged(format!("stop scope {other}"))),
     };
@@ -186,7 +194,7 @@ pub(crate) async fn lock_inboxes(tx: &mut Tx, scope: &StopScope) -> Result<(), S
     let (pod, inbox, domain) = scope.columns();
     tx.execute(
         "SELECT 1 FROM inbox WHERE ($1 = 0 OR pod_key = $1) AND ($2 = 0 OR inbox_key = $2)
-           AND ($3 = '' OR domain = $3) ORDER BY pod_key, inbox_key FOR UPDATE",
+           AND ($3 = '' OR domain = $3 OR domain LIKE '%.' || $3) ORDER BY pod_key, inbox_key FOR UPDATE",
         &[pod.into(), inbox.into(), domain.into()],
     )
     .await?;
@@ -201,7 +209,7 @@ pub(crate) async fn waiting(tx: &mut Tx, scope: &StopScope) -> Result<i64, Store
             "SELECT count(*) FROM delivery
              WHERE state IN ('due', 'deferred', 'scheduled', 'held') AND ($1 = 0 OR pod_key = $1)
                AND ($2 = 0 OR inbox_key = $2)
-               AND ($3 = '' OR inbox_key IN (SELECT inbox_key FROM inbox WHERE domain = $3))",
+               AND ($3 = '' OR inbox_key IN (SELECT inbox_key FROM inbox WHERE domain = $3 OR domain LIKE '%.' || $3))",
             &[pod.into(), inbox.into(), domain.into()],
         )
         .await?;
@@ -215,7 +223,7 @@ pub(crate) async fn cancel_waiting(tx: &mut Tx, stop: &Stop) -> Result<u64, Stor
         "UPDATE delivery SET state = 'canceled', last_reply = $4, updated_at = $5
          WHERE state IN ('due', 'deferred', 'scheduled', 'held') AND ($1 = 0 OR pod_key = $1)
            AND ($2 = 0 OR inbox_key = $2)
-           AND ($3 = '' OR inbox_key IN (SELECT inbox_key FROM inbox WHERE domain = $3))",
+           AND ($3 = '' OR inbox_key IN (SELECT inbox_key FROM inbox WHERE domain = $3 OR domain LIKE '%.' || $3))",
         &[pod.into(), inbox.into(), domain.into(), words(stop).into(), tx.now().into()],
     )
     .await
@@ -290,4 +298,28 @@ pub(crate) async fn any_held(tx: &mut Tx) -> Result<bool, StoreError> {
 /// What `delivery.held_by` says of a row that this stop holds.
 pub fn held_by(stop_id: &str) -> String {
     format!("gate:{stop_id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_of_a_domain_covers_what_is_below_it_and_nothing_beside_it() {
+        let inbox = |pod| InboxKey { pod, inbox: 7 };
+        let scope = |pod| StopScope::Domain { name: "example.com".to_owned(), pod };
+        for domain in ["example.com", "sub.example.com", "a.b.example.com"] {
+            assert!(
+                scope(None).covers(inbox(1), domain) && scope(Some(1)).covers(inbox(1), domain),
+                "{domain}"
+            );
+            assert!(
+                scope(None).covers(inbox(2), domain) && !scope(Some(1)).covers(inbox(2), domain),
+                "{domain}"
+            );
+        }
+        for domain in ["badexample.com", "com", "example.com.evil.example", ""] {
+            assert!(!scope(None).covers(inbox(1), domain), "{domain}");
+        }
+    }
 }

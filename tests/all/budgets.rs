@@ -98,10 +98,12 @@ async fn what_a_stop_holds_goes_on_when_it_is_lifted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_inbox_whose_mail_bounces_is_stopped_and_an_admin_lets_it_go() {
     let sink = Sink::start().await;
-    let dns = Dns::start(&sink.zone("remote.example")).await;
+    let list: Vec<String> = (0..6).map(|n| format!("remote{n}.example")).collect();
+    let zone: String = list.iter().map(|domain| sink.zone(domain)).collect();
+    let dns = Dns::start(&(zone + &sink.zone("remote.example"))).await;
     let server = TestServer::new().inbox("ada").dns(&dns).config("[budgets]\nrate_minimum = 5").start().await;
-    for n in 0..6 {
-        let to = format!("gone{n}@remote.example");
+    for domain in &list {
+        let to = format!("gone@{domain}");
         sink.refuse(&to, "550 5.1.1 no such user");
         server.api.post(SEND, json!({"to": to, "subject": "Hello", "text": "t"})).await.ok();
     }
@@ -239,6 +241,75 @@ async fn two_nodes_share_one_budget_on_postgres() {
         let log = std::fs::read_to_string(node.log_file()).unwrap();
         assert!(!log.contains("ERROR"), "{log}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_domain_that_refuses_every_answer_stops_nobody_on_sqlite() {
+    hostile_domain(TestServer::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_domain_that_refuses_every_answer_stops_nobody_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    hostile_domain(TestServer::new().on(&database)).await;
+}
+
+/// Ten people at one domain write in and refuse the answers; names below the domain make them no more.
+async fn hostile_domain(setup: Setup) {
+    let sink = Sink::start().await;
+    let names = ["evil.example", "a.evil.example", "b.evil.example", "c.evil.example", "d.evil.example"];
+    let zone: String = names.iter().map(|domain| sink.zone(domain)).collect();
+    let dns = Dns::start(&(zone + &sink.zone("remote.example"))).await;
+    let server = setup.inbox("ada").dns(&dns).config("[budgets]\nrate_minimum = 5").start().await;
+    for n in 0..10 {
+        let to = format!("me{n}@{}", names[n % names.len()]);
+        sink.refuse(&to, "550 5.1.1 no such user");
+        server.api.post(SEND, json!({"to": to, "subject": "Re: Hello", "text": "t"})).await.ok();
+    }
+    eventually("all have bounced", async || {
+        let events = server.api.get("/v1/events?event_types=message.bounced").await.ok();
+        (events["count"] == 10).then_some(())
+    })
+    .await;
+    // What bounced is weighed every two seconds.
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert_eq!(server.api.get("/v1/stops").await.ok()["count"], 0);
+    server.api.post(SEND, json!({"to": "bob@remote.example", "subject": "Hello", "text": "t"})).await.ok();
+}
+
+/// A stop of the domain is one of what is below it, where agents may have addresses on any name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_of_a_domain_covers_the_names_below_it_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    stop_above(TestServer::new().on(&database)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_of_a_domain_covers_the_names_below_it_on_sqlite() {
+    stop_above(TestServer::new()).await;
+}
+
+async fn stop_above(setup: Setup) {
+    // The server's own domains are agents.example and the one below it; the stop names the upper one.
+    let server = setup.env("GATEPOST_DOMAINS", "agents.example,eu.agents.example").start().await;
+    server.api.post("/v0/inboxes", json!({"username": "ada", "domain": "eu.agents.example"})).await.ok();
+    let send = "/v0/inboxes/ada@eu.agents.example/messages/send";
+    let later = gatepost::clock::rfc3339(gatepost::clock::Clock::system().now() + 3_600_000);
+    let planned = json!({"to": "bob@remote.example", "subject": "s", "text": "t", "send_at": later});
+    server.api.post(send, planned.clone()).await.ok();
+    let ask = json!({"scope": "domain", "id": "agents.example", "reason": "We look.", "queued": "cancel"});
+    let made = server.api.post("/v1/stops", ask).await.ok();
+    assert_eq!(made["canceled"], 1, "{made}");
+    let refused = server.api.post(send, planned.clone()).await.refused(403, "message_rejected");
+    assert_eq!(refused["reasons"][0]["rule"], "stopped", "{refused}");
+    let path = format!("/v1/stops/{}", made["stop_id"].as_str().unwrap());
+    server.api.ask("DELETE", &path, &[], None).await.unwrap().ok();
+    // The other way round it does not reach.
+    let ask = json!({"scope": "domain", "id": "eu.agents.example", "reason": "We look."});
+    server.api.post("/v1/stops", ask).await.ok();
+    server.add_inbox("bea").await;
+    server.api.post("/v0/inboxes/bea@agents.example/messages/send", planned.clone()).await.ok();
+    server.api.post(send, planned).await.refused(403, "message_rejected");
 }
 
 fn gatepost(server: &TestServer, args: &[&str]) -> String {

@@ -20,6 +20,7 @@ use crate::api::query::Query;
 use crate::clock::rfc3339;
 use crate::floor::Floor;
 use crate::gate::{self, StopError, Stopped};
+use crate::ids::InboxKey;
 use crate::principal::Scope;
 use crate::store::StoreError;
 use crate::store::stop::{self, MOST, NewStop, Queued, Stop, StopScope};
@@ -95,8 +96,8 @@ fn reaches(floor: &Floor, scope: Scope, stop: &StopScope) -> bool {
         (Scope::Organization, _) => true,
         (Scope::Pod(pod), StopScope::Pod(stopped)) => pod == *stopped,
         (Scope::Pod(pod), StopScope::Inbox(key)) => pod == key.pod,
-        (Scope::Pod(pod), StopScope::Domain(domain)) => {
-            floor.domains.find(domain).is_some_and(|ours| ours.pod == Some(pod))
+        (Scope::Pod(pod), StopScope::Domain { name, .. }) => {
+            floor.domains.find(name).is_some_and(|ours| ours.pod == Some(pod))
         }
         _ => false,
     }
@@ -197,7 +198,11 @@ async fn scope_of(
         "domain" => {
             let none = || Problem::not_found("Domain");
             let domain = normalize_domain(id_of()?).map_err(|_| none())?;
-            let scope = StopScope::Domain(domain.clone());
+            let pod = match caller.0.scope {
+                Scope::Organization => None,
+                Scope::Pod(pod) | Scope::Inbox(InboxKey { pod, .. }) => Some(pod),
+            };
+            let scope = StopScope::Domain { name: domain.clone(), pod };
             let known = floor.domains.find(&domain).is_some();
             if !known || !reaches(floor, caller.0.scope, &scope) {
                 return Err(none());

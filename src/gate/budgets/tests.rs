@@ -353,16 +353,47 @@ async fn rows_that_wait_go_on_once_nothing_is_in_their_way() {
     let (free, waits) = world.claim(100).await;
     world.deliver(free).await;
     assert!(waits.last().unwrap().1 > world.clock().now() + 25 * DAY, "{waits:?}");
-    let set: Result<(), StoreError> =
-        world.store.write(|tx| Box::pin(async move { budget::set(tx, DOMAIN, Some(50), None).await })).await;
-    set.unwrap();
+    world.set(BudgetChange::Set { per_day: Some(Some(50)), warmup: None }).await;
     world.let_go().await;
     let (free, waits) = world.claim(100).await;
     assert_eq!((free.len(), waits.len()), (43, 0), "a tenth of 50 is kept, 2 are used");
     world.deliver(free).await;
-    let set: Result<(), StoreError> =
-        world.store.write(|tx| Box::pin(async move { budget::set(tx, DOMAIN, Some(0), None).await })).await;
-    set.unwrap();
+    world.set(BudgetChange::Set { per_day: Some(None), warmup: None }).await;
     world.let_go().await;
-    assert_eq!(world.claim(100).await.0.len(), 15, "there is no budget");
+    let (free, _) = world.claim(100).await;
+    assert_eq!(free.len(), 15, "there is no budget");
+    world.deliver(free).await;
+
+    world.set(BudgetChange::Reset).await;
+    world.release(0, 60, Priority::Ordinary).await;
+    let (free, waits) = world.claim(100).await;
+    assert_eq!(
+        (free.len(), waits.len()),
+        (0, 60),
+        "it is as configured, and what left before is not forgotten"
+    );
+    let canceled: Result<u64, StoreError> = world
+        .store
+        .write(|tx| {
+            let sql = "UPDATE delivery SET state = 'canceled' WHERE state = 'scheduled'";
+            Box::pin(async move { tx.execute(sql, &[]).await })
+        })
+        .await;
+    assert_eq!(canceled.unwrap(), 60);
+    world.let_go().await;
+    world.release(0, 1, Priority::Ordinary).await;
+    let (_, waits) = world.claim(100).await;
+    assert!(waits[0].1 <= world.clock().now() + DAY, "nobody is before it: {waits:?}");
+
+    let audit: Result<Vec<_>, StoreError> = world
+        .store
+        .read(|tx| {
+            let sql =
+                "SELECT action || ' ' || object FROM audit WHERE actor = 'key:admin' ORDER BY audit_key";
+            Box::pin(async move { tx.rows(sql, &[]).await })
+        })
+        .await;
+    let audit: Vec<String> = audit.unwrap().iter().map(|row| row.get(0).unwrap()).collect();
+    let expected = ["budget.set", "budget.set", "budget.reset"].map(|action| format!("{action} {DOMAIN}"));
+    assert_eq!(audit, expected);
 }
