@@ -455,8 +455,8 @@ pub(super) async fn let_go(tx: &mut Tx, budgets: &Budgets) -> Result<(), StoreEr
         return Ok(());
     }
     tx.reread_clock().await?;
-    for mut head in heads {
-        let plan = Plan::of(budgets, &head);
+    for before in heads {
+        let (plan, mut head) = (Plan::of(budgets, &before), before.clone());
         let since = tx.now() - DAY;
         let used = budget::spent_after(tx, &[(&head, since)]).await?.first().copied().unwrap_or(0);
         let cap = plan.cap(tx.now());
@@ -471,7 +471,9 @@ pub(super) async fn let_go(tx: &mut Tx, budgets: &Budgets) -> Result<(), StoreEr
             head.waiting = false;
             head.planned = [0; 3];
         }
-        budget::save(tx, &head).await?;
+        if head != before {
+            budget::save(tx, &head).await?;
+        }
     }
     Ok(())
 }

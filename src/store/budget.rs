@@ -325,6 +325,14 @@ pub(crate) async fn set(
     Ok(())
 }
 
+/// What is of an inbox or a pod that is gone.
+pub(crate) async fn forget(tx: &mut Tx, scope: &BudgetScope) -> Result<(), StoreError> {
+    let scope = scope.text();
+    tx.execute("DELETE FROM budget_spent WHERE scope = $1", &[(&scope).into()]).await?;
+    tx.execute("DELETE FROM budget WHERE scope = $1", &[scope.into()]).await?;
+    Ok(())
+}
+
 /// How many rows wait for it, up to `COUNTED`.
 pub(crate) async fn waiting(tx: &mut Tx, scope: &str) -> Result<i64, StoreError> {
     let sql = "SELECT count(*) FROM (SELECT 1 FROM delivery WHERE state = 'scheduled' AND waits_for = $1 LIMIT $2) AS w";

@@ -1,5 +1,6 @@
 //! Pods: tenants, each with inboxes, domains and keys that see nothing of another's.
 
+use super::budget::{self, BudgetScope};
 use super::page::Page;
 use super::{Row, StoreError, Tx};
 use crate::clock::Millis;
@@ -92,5 +93,6 @@ pub async fn delete(tx: &mut Tx, pod_key: i64) -> Result<(), StoreError> {
     tx.execute("DELETE FROM list_entry WHERE pod_key = $1", &args).await?;
     tx.execute("DELETE FROM suppression WHERE pod_key = $1", &args).await?;
     tx.execute("DELETE FROM pod WHERE pod_key = $1", &args).await?;
+    budget::forget(tx, &BudgetScope::Pod(pod_key)).await?;
     Ok(())
 }

@@ -319,6 +319,8 @@ mod tests {
             thread_key: 5,
             sender: sender.to_owned(),
             size: 6,
+            notice_at: None,
+            outcome_class: None,
             waits_for: None,
             charged: Vec::new(),
         }

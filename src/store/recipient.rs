@@ -109,12 +109,13 @@ pub(crate) async fn written_since(
         .await?;
     let Some(first) = first else { return Ok(Vec::new()) };
     let first: i64 = first.get(0)?;
+    // The plus keeps SQLite from looking deliveries up by what it knows of `m.message_key`, all of the day's for each.
     let sql = tx.either(
         "SELECT a.value, r.released_at FROM json_each($3) AS a
          CROSS JOIN participant p ON p.pod_key = $1 AND p.inbox_key = $2 AND p.address = a.value AND p.last_at > $5
          CROSS JOIN message m ON m.pod_key = $1 AND m.inbox_key = $2 AND m.thread_key = p.thread_key
               AND m.message_key >= $6 AND m.direction = 'out'
-         CROSS JOIN delivery d ON d.pod_key = $1 AND d.inbox_key = $2 AND d.message_key = m.message_key
+         CROSS JOIN delivery d ON d.pod_key = $1 AND d.inbox_key = $2 AND d.message_key = +m.message_key
               AND lower(d.recipient) = a.value AND NOT (d.state = 'canceled' AND d.attempts = 0)
          CROSS JOIN release r ON r.pod_key = $1 AND r.inbox_key = $2 AND r.release_key = m.message_key
               AND r.released_at > $4

@@ -7,9 +7,11 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::body::BodyStore;
+use super::budget::{self, BudgetScope};
 use super::{Store, StoreError, Tx, attempt, greylist, idempotency, report, report_out};
 use crate::clock::{Clock, DAY, HOUR};
 use crate::config::limits::{ATTEMPTS_KEPT, REPORTS_KEPT};
+use crate::ids::InboxKey;
 
 /// Rows that one step deletes from one table: small enough that no mail waits for it.
 const STEP: i64 = 200;
@@ -66,6 +68,7 @@ async fn sweep(tx: &mut Tx) -> Result<bool, StoreError> {
         removed += tx.execute(sql, &[pod.into(), inbox.into(), STEP.into()]).await?;
     }
     if removed == 0 {
+        budget::forget(tx, &BudgetScope::Inbox(InboxKey { pod, inbox })).await?;
         // The row itself stays: its number is never used again.
         tx.execute(
             "UPDATE inbox SET status = 'purged', display_name = NULL, metadata = NULL, client_id = NULL

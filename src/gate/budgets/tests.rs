@@ -157,10 +157,10 @@ impl World {
                         reply: None,
                         next_attempt_at: None,
                         maybe_duplicate: false,
+                        told_late: false,
                     };
-                    for row in &rows {
-                        assert!(delivery::settle(tx, NODE, row, &settled).await?);
-                    }
+                    let settled: Vec<_> = rows.iter().map(|row| (row, &settled)).collect();
+                    assert_eq!(delivery::settle(tx, NODE, &settled).await?.len(), rows.len());
                     Ok(())
                 })
             })
