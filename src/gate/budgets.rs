@@ -467,7 +467,7 @@ pub(super) async fn let_go(tx: &mut Tx, budgets: &Budgets) -> Result<(), StoreEr
                 gone += budget::let_go(tx, &mut head, priority, room.min(STEP)).await?;
             }
         }
-        if budget::waiting(tx, &head.scope).await? == 0 {
+        if !budget::has_waiting(tx, &head.scope).await? {
             head.waiting = false;
             head.planned = [0; 3];
         }

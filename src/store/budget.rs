@@ -333,6 +333,12 @@ pub(crate) async fn forget(tx: &mut Tx, scope: &BudgetScope) -> Result<(), Store
     Ok(())
 }
 
+/// Whether any row waits for it.
+pub(crate) async fn has_waiting(tx: &mut Tx, scope: &str) -> Result<bool, StoreError> {
+    let sql = "SELECT 1 FROM delivery WHERE state = 'scheduled' AND waits_for = $1 LIMIT 1";
+    Ok(tx.row(sql, &[scope.into()]).await?.is_some())
+}
+
 /// How many rows wait for it, up to `COUNTED`.
 pub(crate) async fn waiting(tx: &mut Tx, scope: &str) -> Result<i64, StoreError> {
     let sql = "SELECT count(*) FROM (SELECT 1 FROM delivery WHERE state = 'scheduled' AND waits_for = $1 LIMIT $2) AS w";

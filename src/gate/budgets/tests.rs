@@ -46,6 +46,8 @@ struct World {
     /// Of the process that runs.
     store: Store,
     inboxes: [InboxKey; 2],
+    /// The budget that rows wait for.
+    waits_for: &'static str,
     released: usize,
     /// (when, row) of each first attempt
     left: Vec<(Millis, (i64, i64))>,
@@ -60,7 +62,8 @@ impl World {
         let synced: Result<(), StoreError> = synced.await;
         synced.unwrap();
         let inboxes = [test.inbox("ada").await.key, test.inbox("bea").await.key];
-        World { store: test.floor.store.clone(), test, inboxes, released: 0, left: Vec::new() }
+        let store = test.floor.store.clone();
+        World { store, test, inboxes, waits_for: DOMAIN, released: 0, left: Vec::new() }
     }
 
     fn clock(&self) -> &Clock {
@@ -101,7 +104,7 @@ impl World {
 
     /// The rows that may be tried, and those that may not and now wait: (priority, until when).
     async fn claim(&mut self, limit: i64) -> (Vec<Delivery>, Vec<(Priority, Millis)>) {
-        let floor = self.test.floor.clone();
+        let (floor, waits_for) = (self.test.floor.clone(), self.waits_for);
         let claimed: Result<_, StoreError> = self
             .store
             .write(move |tx| {
@@ -115,7 +118,7 @@ impl World {
                         let row = delivery::by_key(tx, inbox, key).await?.unwrap();
                         if row.state == "scheduled" {
                             assert_eq!(row.attempts, 0, "an attempt that never was is not counted");
-                            assert_eq!(row.waits_for.as_deref(), Some(DOMAIN));
+                            assert_eq!(row.waits_for.as_deref(), Some(waits_for));
                             assert!(row.expires_at >= row.next_attempt_at + 5 * DAY, "its time begins then");
                             waits.push((row.priority, row.next_attempt_at));
                         }
@@ -396,4 +399,43 @@ async fn rows_that_wait_go_on_once_nothing_is_in_their_way() {
     let audit: Vec<String> = audit.unwrap().iter().map(|row| row.get(0).unwrap()).collect();
     let expected = ["budget.set", "budget.set", "budget.reset"].map(|action| format!("{action} {DOMAIN}"));
     assert_eq!(audit, expected);
+}
+
+/// Where agents may have addresses on any name below a domain, the next name is no new budget.
+#[tokio::test]
+async fn names_below_a_domain_of_ours_share_its_budget() {
+    let mut world = World::new("[budgets]\ndomain_per_day = 1").await;
+    let made: Result<Vec<InboxKey>, StoreError> = world
+        .store
+        .write(|tx| {
+            Box::pin(async move {
+                domain::sync_configured(tx, &["agents.example".to_owned(), "wide.example".to_owned()])
+                    .await?;
+                let sql = "UPDATE domain SET subdomains_enabled = 1 WHERE domain = 'wide.example'";
+                tx.execute(sql, &[]).await?;
+                let mut made = Vec::new();
+                for name in ["x.wide.example", "y.wide.example"] {
+                    let new = inbox::NewInbox {
+                        pod: inbox::DEFAULT_POD,
+                        address: format!("ada@{name}"),
+                        domain: name.to_owned(),
+                        display_name: None,
+                        client_id: None,
+                        status: inbox::InboxStatus::Active,
+                        operator: false,
+                        metadata: None,
+                    };
+                    made.push(inbox::create(tx, &new).await?.key);
+                }
+                Ok(made)
+            })
+        })
+        .await;
+    world.inboxes = made.unwrap().try_into().unwrap();
+    world.test.floor.domains.refresh(&world.store).await.unwrap();
+    world.waits_for = "domain:wide.example";
+    world.release(0, 1, Priority::Ordinary).await;
+    world.release(1, 1, Priority::Ordinary).await;
+    let (free, waits) = world.claim(10).await;
+    assert_eq!((free.len(), waits.len()), (1, 1));
 }
