@@ -291,7 +291,7 @@ pub(crate) async fn forget(tx: &mut Tx, scope: &str) -> Result<(), StoreError> {
 mod tests {
     use super::*;
     use crate::floor::testing::TestFloor;
-    use crate::store::delivery::Priority;
+    use crate::store::delivery::{Priority, TlsDemand};
     use crate::store::domain;
 
     fn to(sender: &str, recipient: &str) -> Delivery {
@@ -307,7 +307,7 @@ mod tests {
             priority: Priority::Ordinary,
             held_by: None,
             via: None,
-            tls_optional: false,
+            tls: TlsDemand::Usual,
             next_attempt_at: 0,
             attempts: 1,
             maybe_duplicate: false,

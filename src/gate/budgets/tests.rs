@@ -7,7 +7,7 @@ use crate::clock::{Clock, HOUR, SECOND};
 use crate::floor::testing::TestFloor;
 use crate::gate;
 use crate::store::Store;
-use crate::store::delivery::{NewDelivery, Settled, Turn};
+use crate::store::delivery::{NewDelivery, Settled, TlsDemand, Turn};
 use crate::store::{domain, inbox};
 
 const NODE: &str = "node-1";
@@ -87,7 +87,7 @@ impl World {
                             route: Route::Relay,
                             expires_at: far,
                             priority,
-                            tls_optional: false,
+                            tls: TlsDemand::Usual,
                             not_before: None,
                             notice_at: None,
                             held_by: None,

@@ -43,6 +43,7 @@ fn request(to: &BTreeSet<usize>) -> SendRequest {
         dry_run: false,
         idempotency: None,
         bulk: false,
+        require_tls: None,
     }
 }
 
