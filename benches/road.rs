@@ -9,6 +9,8 @@
 //! * `claimable`: from the end of DATA until a waiting worker holds the item, at half of full load.
 //! * `stored`: the same as `in`, with 10 thousand and with `--stored N` (1,000,000) messages stored before.
 //! * `threads`: what a message costs around the 100th, the 1,000th and the 10,000th of one thread.
+//! * `hanging`: 10,000 messages to 500 domains of which 5 % hang: whether the others wait for them.
+//! * `queued`: memory, disk and the time of a claim with 100,000 messages in the queue.
 //!
 //! Options: `--postgres`, `--messages N` (4000), `--connections N` (20), `--runs N` (3). Figures are in README.md.
 
@@ -16,10 +18,18 @@
 
 #[path = "road/claimable.rs"]
 mod claimable;
+#[path = "road/hanging.rs"]
+mod hanging;
+#[path = "road/queued.rs"]
+mod queued;
+#[path = "road/remotes.rs"]
+mod remotes;
 #[path = "road/stored.rs"]
 mod stored;
 #[path = "road/threads.rs"]
 mod threads;
+#[path = "road/usage.rs"]
+mod usage;
 #[path = "../tests/all/world/mod.rs"]
 mod world;
 
@@ -37,19 +47,24 @@ use mail_auth::{
     common::headers::HeaderWriter,
     dkim::{Canonicalization, DkimSigner},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
 };
-use world::{dns::Dns, postgres::Database, server::TestServer, sink::Sink, smtp::stuffed};
+use world::{api::Api, dns::Dns, postgres::Database, server::TestServer, sink::Sink, smtp::stuffed};
 
 const INBOXES: usize = 20;
 const DOMAINS: usize = 20;
+/// Of the `Sink`.
+const SINK_PORT: u16 = 2526;
+/// Of the text of a message that is sent: 4 KiB.
+const TEXT_LINES: usize = 96;
 
 struct Options {
     mode: String,
     postgres: bool,
+    postfix: bool,
     messages: usize,
     connections: usize,
     runs: usize,
@@ -62,10 +77,17 @@ fn options() -> Options {
         let at = args.iter().position(|arg| arg == name);
         at.and_then(|at| args.get(at + 1)).and_then(|text| text.parse().ok()).unwrap_or(default)
     };
+    let mode = args.first().cloned().unwrap_or_default();
+    let messages = match mode.as_str() {
+        "hanging" => 10_000,
+        "queued" => 100_000,
+        _ => 4_000,
+    };
     Options {
-        mode: args.first().cloned().unwrap_or_default(),
+        mode,
         postgres: args.iter().any(|arg| arg == "--postgres"),
-        messages: number("--messages", 4000),
+        postfix: args.iter().any(|arg| arg == "--postfix"),
+        messages: number("--messages", messages),
         connections: number("--connections", 20),
         runs: number("--runs", 3),
         stored: number("--stored", 1_000_000),
@@ -83,9 +105,11 @@ async fn main() {
         "claimable" => claimable::run(&options, &database).await,
         "stored" => stored::run(&options, &database).await,
         "threads" => threads::run(&options, &database).await,
+        "hanging" => hanging::bench(&options, &database).await,
+        "queued" => queued::run(&options, &database).await,
         _ => {
             eprintln!(
-                "cargo bench --bench road -- in|out|claimable|stored|threads [--postgres] [--messages N] [--connections N] [--runs N]"
+                "cargo bench --bench road -- in|out|claimable|stored|threads|hanging|queued [--postgres] [--messages N] [--connections N] [--runs N]"
             )
         }
     }
@@ -95,7 +119,7 @@ async fn inbound(options: &Options, database: &Database) {
     let dns = Dns::start("").await;
     dns.ttl(3600);
     let keys = (0..DOMAINS).map(|n| key(&dns, &format!("s{n}.example"))).collect::<Vec<_>>();
-    let server = start(database, &dns).await;
+    let server = start(database, &dns, SINK_PORT).await;
     for run in 1..=options.runs {
         let corpus = Arc::new(corpus(&keys, options.messages));
         let mean = corpus.iter().map(Vec::len).sum::<usize>() / corpus.len();
@@ -232,41 +256,22 @@ async fn outbound(options: &Options, database: &Database) {
     let dns = Dns::start("").await;
     dns.ttl(3600);
     (0..DOMAINS).for_each(|n| dns.add(&sink.zone(&format!("r{n}.example"))));
-    let server = start(database, &dns).await;
+    let server = start(database, &dns, SINK_PORT).await;
     println!(
         "out: {} messages of 4 KiB to {DOMAINS} domains, {} clients",
         options.messages, options.connections
     );
-    let text = "A line of forty characters, more or less.\r\n".repeat(96);
     for run in 1..=options.runs {
         let before = sink.count();
         let cpu = cpu_seconds(server.pid());
-        let (next, begun) = (Arc::new(AtomicUsize::new(0)), Instant::now());
-        let tasks = (0..options.connections)
-            .map(|_| {
-                let (api, next, text, total) =
-                    (server.api.clone(), next.clone(), text.clone(), options.messages);
-                tokio::spawn(async move {
-                    let mut waits = Vec::new();
-                    loop {
-                        let n = next.fetch_add(1, Ordering::Relaxed);
-                        if n >= total {
-                            return waits;
-                        }
-                        let to = format!("x{n}@r{}.example", n % DOMAINS);
-                        let body = json!({"to": to, "subject": format!("Run {run}, {n}"), "text": text});
-                        let path = format!("/v0/inboxes/u{}@agents.example/messages/send", n % INBOXES);
-                        let begun = Instant::now();
-                        api.post(&path, body).await.ok();
-                        waits.push(begun.elapsed());
-                    }
-                })
-            })
-            .collect::<Vec<_>>();
-        let mut waits = Vec::new();
-        for task in tasks {
-            waits.extend(task.await.unwrap());
-        }
+        let begun = Instant::now();
+        let text = "A line of forty characters, more or less.\r\n".repeat(TEXT_LINES);
+        let waits = send_all(&server.api, options.messages, options.connections, move |n| {
+            let to = format!("x{n}@r{}.example", n % DOMAINS);
+            let inbox = format!("u{}@agents.example", n % INBOXES);
+            (inbox, json!({"to": to, "subject": format!("Run {run}, {n}"), "text": text}))
+        });
+        let waits = waits.await;
         let released = begun.elapsed();
         while sink.count() < before + options.messages {
             assert!(begun.elapsed() < Duration::from_secs(300), "only {} arrived", sink.count() - before);
@@ -281,8 +286,41 @@ async fn outbound(options: &Options, database: &Database) {
     println!("the last of them has {signatures} DKIM signatures; {} connections in all", sink.connections());
 }
 
-async fn start(database: &Database, dns: &Dns) -> TestServer {
-    let mut setup = TestServer::new().on(database).dns(dns);
+/// Sends so many messages, each as `message` says from its number (inbox and body), over so many connections; the times
+/// until they are released.
+async fn send_all(
+    api: &Api,
+    total: usize,
+    connections: usize,
+    message: impl Fn(usize) -> (String, Value) + Send + Sync + 'static,
+) -> Vec<Duration> {
+    let (next, message) = (Arc::new(AtomicUsize::new(0)), Arc::new(message));
+    let clients = (0..connections).map(|_| {
+        let (api, next, message) = (api.clone(), next.clone(), message.clone());
+        tokio::spawn(async move {
+            let mut waits = Vec::new();
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                if n >= total {
+                    return waits;
+                }
+                let (inbox, body) = message(n);
+                let begun = Instant::now();
+                api.post(&format!("/v0/inboxes/{inbox}/messages/send"), body).await.ok();
+                waits.push(begun.elapsed());
+            }
+        })
+    });
+    let mut waits = Vec::new();
+    for client in clients.collect::<Vec<_>>() {
+        waits.extend(client.await.expect("client"));
+    }
+    waits
+}
+
+/// A server for `INBOXES` agents without limits, whose mail leaves to this port.
+async fn start(database: &Database, dns: &Dns, port: u16) -> TestServer {
+    let mut setup = TestServer::new().on(database).dns(dns).relay_port(port);
     for n in 0..INBOXES {
         setup = setup.inbox(&format!("u{n}"));
     }

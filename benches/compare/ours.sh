@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$here/../..
 dir=${BENCH_ROOT:-/var/tmp/mailbench}/gatepost
 binary=${GATEPOST_BINARY:-$root/target/release/gatepost}
-stop() { for name in counter server; do if [ -s "$dir/$name.pid" ]; then kill "$(cat "$dir/$name.pid")" 2>/dev/null || true; fi; done; sleep 1; }
+stop() { for name in counter server; do if [ -s "$dir/$name.pid" ]; then kill "$(cat "$dir/$name.pid")" 2>/dev/null || true; fi; rm -f "$dir/$name.pid"; done; sleep 1; }
 
 case ${1:-start} in
 stop) stop ;;

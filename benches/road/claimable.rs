@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    DOMAINS, INBOXES, Options, all_at_once, corpus, expect, key, quantiles, start,
+    DOMAINS, INBOXES, Options, SINK_PORT, all_at_once, corpus, expect, key, quantiles, start,
     world::{api::Api, dns::Dns, postgres::Database},
 };
 
@@ -29,7 +29,7 @@ pub async fn run(options: &Options, database: &Database) {
     let dns = Dns::start("").await;
     dns.ttl(3600);
     let keys = (0..DOMAINS).map(|n| key(&dns, &format!("s{n}.example"))).collect::<Vec<_>>();
-    let server = start(database, &dns).await;
+    let server = start(database, &dns, SINK_PORT).await;
     let full = {
         let messages = Arc::new(corpus(&keys, options.messages));
         let begun = Instant::now();

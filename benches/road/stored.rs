@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use crate::{
-    DOMAINS, INBOXES, Options, all_at_once, corpus, cpu_seconds, key, report, start,
+    DOMAINS, INBOXES, Options, SINK_PORT, all_at_once, corpus, cpu_seconds, key, report, start,
     world::{self, dns::Dns, postgres::Database, smtp::stuffed},
 };
 
@@ -15,7 +15,7 @@ pub async fn run(options: &Options, database: &Database) {
     let keys = (0..DOMAINS).map(|n| key(&dns, &format!("s{n}.example"))).collect::<Vec<_>>();
     // The corpus' own domains ask to reject what is not signed.
     dns.add("_dmarc.plain.example TXT v=DMARC1; p=none\n");
-    let server = start(database, &dns).await;
+    let server = start(database, &dns, SINK_PORT).await;
     let mut stored = 0;
     for goal in [FIRST, options.stored] {
         while stored < goal {

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    Options, cpu_seconds, expect, quantiles, start,
+    Options, SINK_PORT, cpu_seconds, expect, quantiles, start,
     world::{dns::Dns, postgres::Database},
 };
 
@@ -19,7 +19,7 @@ const CITED: usize = 100;
 
 pub async fn run(_options: &Options, database: &Database) {
     let dns = Dns::start("").await;
-    let server = start(database, &dns).await;
+    let server = start(database, &dns, SINK_PORT).await;
     let mut wire = BufReader::new(TcpStream::connect(server.smtp).await.expect("connect"));
     wire.get_ref().set_nodelay(true).expect("nodelay");
     expect(&mut wire, "220").await;

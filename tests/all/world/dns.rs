@@ -169,7 +169,7 @@ fn answer(zones: &Zones, question: &[u8]) -> Option<Message> {
     for _ in 0..8 {
         let wanted = name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
         for (zone, entry) in zones.entries.iter() {
-            let inside = wanted == *zone || wanted.ends_with(&format!(".{zone}"));
+            let inside = wanted.strip_suffix(zone).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
             match entry {
                 Entry::Dead if inside => return None,
                 Entry::ServFail if inside => {
@@ -181,7 +181,8 @@ fn answer(zones: &Zones, question: &[u8]) -> Option<Message> {
             }
         }
         let here = zones.entries.iter().filter(|(n, _)| *n == wanted).collect::<Vec<_>>();
-        if here.is_empty() && !zones.entries.iter().any(|(n, _)| n.ends_with(&format!(".{wanted}"))) {
+        let is_below = |name: &str| name.strip_suffix(&wanted).is_some_and(|rest| rest.ends_with('.'));
+        if here.is_empty() && !zones.entries.iter().any(|(name, _)| is_below(name)) {
             reply.metadata.response_code = ResponseCode::NXDomain;
         }
         let mut alias = None;
