@@ -46,6 +46,10 @@ const WORTH_A_CLAIM: usize = 64;
 /// destination has more than it takes, since most of what is new may be for it.
 const GATHER: Duration = Duration::from_millis(3);
 const GATHER_LONGER: Duration = Duration::from_millis(20);
+/// A claim walks past every destination that it leaves out: with thousands of them it takes long, and the next one
+/// waits so many times as long (at most `LONGEST_GATHER`), so that claims do not keep the database busy.
+const CLAIM_SHARE: u32 = 4;
+const LONGEST_GATHER: Duration = Duration::from_secs(1);
 /// The longest sleep: a wake-up of another process may be lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 const AFTER_AN_ERROR: Duration = Duration::from_secs(1);
@@ -85,6 +89,7 @@ pub async fn run(floor: Arc<Floor>, shutdown: CancellationToken) {
         stranded: None,
         more: true,
         left_out: 0,
+        claim_took: Duration::ZERO,
         next_due: None,
         turn: Turn::default(),
         pulse: None,
@@ -170,6 +175,8 @@ struct Queue {
     more: bool,
     /// How many destinations the last claim left out, because their parcels still wait.
     left_out: usize,
+    /// How long it took.
+    claim_took: Duration,
     /// When the next row is due, as far as known.
     next_due: Option<Millis>,
     /// Whose turn it is.
@@ -203,6 +210,7 @@ enum Done {
 struct Claimed {
     claimed: delivery::Claimed,
     next_due: Option<Millis>,
+    took: Duration,
 }
 
 impl Queue {
@@ -336,7 +344,7 @@ impl Queue {
         let gather = match (self.under_way.is_empty(), self.left_out) {
             (true, _) => None,
             (false, 0) => Some(GATHER),
-            (false, _) => Some(GATHER_LONGER),
+            (false, _) => Some((self.claim_took * CLAIM_SHARE).clamp(GATHER_LONGER, LONGEST_GATHER)),
         };
         let (floor, node, turn) = (self.floor.clone(), self.node.clone(), self.turn.clone());
         let task = self.tasks.spawn(async move {
@@ -447,8 +455,9 @@ impl Queue {
                 return;
             }
         };
-        let Claimed { claimed, next_due } = claimed;
+        let Claimed { claimed, next_due, took } = claimed;
         self.next_due = next_due;
+        self.claim_took = took;
         self.turn = claimed.turn;
         self.more |= claimed.more;
         let mut domains = HashSet::new();
@@ -563,11 +572,12 @@ async fn claim(
         .write(move |tx| {
             let (floor, node, busy, turn) = (shared.clone(), node.clone(), busy.clone(), turn.clone());
             Box::pin(async move {
+                let begun = Instant::now();
                 let mut claimed = delivery::claim(tx, &node, limit, &busy, &turn).await?;
                 // DESIGN.md §4 (3): the gate is asked again right before sending.
                 claimed.rows = gate::let_go_on(tx, &floor, claimed.rows).await?;
                 let next_due = if claimed.more { None } else { delivery::ahead(tx).await? };
-                Ok(Claimed { claimed, next_due })
+                Ok(Claimed { claimed, next_due, took: begun.elapsed() })
             })
         })
         .await

@@ -14,12 +14,12 @@ use crate::deliver::dkim;
 use crate::dns::Resolver;
 use crate::secrets::Secrets;
 use crate::spool::Spool;
-use crate::store::Store;
 use crate::store::body::{self, BodyStore};
 use crate::store::delivery::{NewDelivery, Priority, TlsDemand};
 use crate::store::event;
 use crate::store::inbox::{self, DEFAULT_POD, InboxStatus, NewInbox};
 use crate::store::suppression;
+use crate::store::{Store, spent};
 use crate::tls::Tls;
 
 /// What the remote heard: the envelope and the message of each transaction.
@@ -518,6 +518,47 @@ async fn a_busy_agent_delays_no_other_and_a_persons_answer_goes_first() {
         last = claimed.turn;
     }
     assert_eq!(taken.len(), 3_003);
+}
+
+/// What one agent has for one destination is skipped as a whole: SQLite walked over every row of it.
+#[tokio::test]
+async fn a_claim_costs_the_same_with_three_rows_for_a_destination_and_with_three_thousand() {
+    let mut costs = Vec::new();
+    for count in [3, 3_000] {
+        let folder = tempfile::tempdir().unwrap();
+        let floor = floor(folder.path(), 1).await;
+        let steps: Result<u64, StoreError> = floor
+            .store
+            .write(move |tx| {
+                Box::pin(async move {
+                    for key in 1..=count + 1 {
+                        let domain = if key > count { "b.example" } else { "a.example" };
+                        let row = NewDelivery {
+                            inbox: InboxKey { pod: 1, inbox: 50 },
+                            delivery_key: key,
+                            message_key: key,
+                            recipient: format!("bob@{domain}"),
+                            domain: domain.to_owned(),
+                            route: Route::Relay,
+                            tls_optional: false,
+                            expires_at: i64::MAX,
+                            priority: Priority::Ordinary,
+                            not_before: None,
+                            notice_at: None,
+                            held_by: None,
+                        };
+                        delivery::insert(tx, &row).await?;
+                    }
+                    spent::take();
+                    let claimed = delivery::claim(tx, "a node", 4, "[]", &Turn::default()).await?;
+                    assert_eq!(claimed.rows.len(), 3, "two of the one, and what there is of the other");
+                    Ok(spent::take().steps)
+                })
+            })
+            .await;
+        costs.push(steps.unwrap());
+    }
+    assert!(costs[1] < costs[0] * 2, "{costs:?}");
 }
 
 /// A rule holds what was queued before it; without it everything leaves; each attempt is on record.

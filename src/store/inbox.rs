@@ -395,9 +395,8 @@ pub(crate) async fn not_sending(
 ) -> Result<Vec<(InboxKey, Option<InboxStatus>)>, StoreError> {
     let list = super::message::to_json(&keys.iter().map(|key| key.inbox).collect::<Vec<_>>())?;
     let sql = tx.either(
-        "SELECT pod_key, inbox_key, deleted_at IS NOT NULL FROM inbox
-         WHERE inbox_key IN (SELECT value FROM json_each($1)) AND (status = 'paused' OR deleted_at IS NOT NULL)
-         LIMIT 10000",
+        "SELECT i.pod_key, i.inbox_key, i.deleted_at IS NOT NULL FROM json_each($1) AS key CROSS JOIN inbox AS i
+         WHERE i.inbox_key = key.value AND (i.status = 'paused' OR i.deleted_at IS NOT NULL) LIMIT 10000",
         "SELECT pod_key, inbox_key, (deleted_at IS NOT NULL)::int::bigint FROM inbox
          WHERE inbox_key = ANY (ARRAY(SELECT json_array_elements_text($1::json)::bigint))
            AND (status = 'paused' OR deleted_at IS NOT NULL) LIMIT 10000",

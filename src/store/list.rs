@@ -209,8 +209,27 @@ pub async fn check(
     direction: ListDirection,
     addresses: &[Address],
 ) -> Result<Vec<ListVerdict>, StoreError> {
-    let found = about(tx, inbox, direction, addresses).await?;
+    let found = match any(tx, inbox, direction).await? {
+        true => about(tx, inbox, direction, addresses).await?,
+        false => Vec::new(),
+    };
     Ok(addresses.iter().map(|address| judge(&found, address)).collect())
+}
+
+/// Whether a scope of the inbox has a list at all: most have none, and finding that out costs little.
+async fn any(tx: &mut Tx, inbox: InboxKey, direction: ListDirection) -> Result<bool, StoreError> {
+    let row = tx
+        .row(
+            "SELECT 1 WHERE EXISTS (SELECT 1 FROM list_entry
+                            WHERE pod_key = 0 AND inbox_key = 0 AND direction = $3)
+                         OR EXISTS (SELECT 1 FROM list_entry
+                            WHERE pod_key = $1 AND inbox_key = 0 AND direction = $3)
+                         OR EXISTS (SELECT 1 FROM list_entry
+                            WHERE pod_key = $1 AND inbox_key = $2 AND direction = $3)",
+            &[inbox.pod.into(), inbox.inbox.into(), direction.text().into()],
+        )
+        .await?;
+    Ok(row.is_some())
 }
 
 /// What the lists of every scope have to say about these addresses, for `judge`.
@@ -265,8 +284,9 @@ pub(crate) async fn send_blocks(tx: &mut Tx, addresses: &[Address]) -> Result<Ve
         names.extend(domains_above(address.domain()).map(str::to_owned));
     }
     let sql = tx.either(
-        "SELECT pod_key, inbox_key, direction, list_type, entry, entry_type, reason, created_at FROM list_entry
-         WHERE entry IN (SELECT value FROM json_each($1)) AND direction = 'send' AND list_type = 'block' LIMIT 10000",
+        "SELECT l.pod_key, l.inbox_key, l.direction, l.list_type, l.entry, l.entry_type, l.reason, l.created_at
+         FROM json_each($1) AS name CROSS JOIN list_entry AS l
+         WHERE l.entry = name.value AND l.direction = 'send' AND l.list_type = 'block' LIMIT 10000",
         "SELECT pod_key, inbox_key, direction, list_type, entry, entry_type, reason, created_at FROM list_entry
          WHERE entry = ANY (ARRAY(SELECT json_array_elements_text($1::json))) AND direction = 'send'
            AND list_type = 'block' LIMIT 10000",

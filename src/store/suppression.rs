@@ -38,9 +38,11 @@ pub async fn add(
 /// Those of `addresses` (in the form of `Address::key()`) that must not be written to.
 pub async fn among(tx: &mut Tx, pod: i64, addresses: &[String]) -> Result<Vec<Suppression>, StoreError> {
     let list = super::message::to_json(&addresses)?;
+    // A join: for an IN, SQLite would copy the list into a table of its own, which costs more than the rest.
     let sql = tx.either(
-        "SELECT address, reason, source, detail, created_at FROM suppression
-         WHERE pod_key = $1 AND address IN (SELECT value FROM json_each($2)) ORDER BY address LIMIT 1000",
+        "SELECT s.address, s.reason, s.source, s.detail, s.created_at
+         FROM json_each($2) AS name CROSS JOIN suppression AS s
+         WHERE s.pod_key = $1 AND s.address = name.value LIMIT 1000",
         "SELECT address, reason, source, detail, created_at FROM suppression
          WHERE pod_key = $1 AND address = ANY (ARRAY(SELECT json_array_elements_text($2::json)))
          ORDER BY address LIMIT 1000",

@@ -89,6 +89,17 @@ pub async fn claim(
 
 /// What waited for its time is due, once it has come.
 async fn promote(tx: &mut Tx) -> Result<u64, StoreError> {
+    // Asked first, since there is nothing most of the time, and the statement costs something all the same.
+    let some = tx
+        .row(
+            "SELECT 1 WHERE EXISTS (SELECT 1 FROM delivery WHERE state = 'deferred' AND next_attempt_at <= $1)
+                         OR EXISTS (SELECT 1 FROM delivery WHERE state = 'scheduled' AND next_attempt_at <= $1)",
+            &[tx.now().into()],
+        )
+        .await?;
+    if some.is_none() {
+        return Ok(0);
+    }
     let sql = tx.either(
         "UPDATE delivery SET state = 'due' WHERE rowid IN (
              SELECT rowid FROM delivery WHERE state = 'deferred' AND next_attempt_at <= $1
@@ -116,14 +127,16 @@ async fn promote(tx: &mut Tx) -> Result<u64, StoreError> {
 async fn scan(tx: &mut Tx, limit: i64, busy: &str, turn: &Turn) -> Result<Vec<Group>, StoreError> {
     // Two chains for each priority: from the place of the last turn to the end, then from the start to there.
     // A step finds the first group behind the place (pod, inbox, domain); domains are never empty, so '' is before
-    // all of an inbox's. Once an inbox has `each` groups, the step goes to the next inbox.
+    // all of an inbox's. Once an inbox has `each` groups, the step goes to the next inbox. SQLite looks for `>=` where
+    // rows are compared, and walks on from there: with the largest delivery key there is nothing to walk over. Nor may
+    // it be asked to order by the priority too: it would sort all that is behind the place, at each step.
     let sql = tx.either(
         "WITH RECURSIVE chain (priority, part, each, end_pod, end_inbox, pod, inbox, domain, free, mine, total) AS (
              SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, 0, 0, 0
              FROM json_each($1)
              UNION ALL
              SELECT c.priority, c.part, c.each, c.end_pod, c.end_inbox, d.pod_key, d.inbox_key, d.domain,
-                    d.domain NOT IN (SELECT value FROM json_each($2))
+                    $2 = '[]' OR d.domain NOT IN (SELECT value FROM json_each($2))
                         AND d.priority || '/' || d.inbox_key || '/' || d.domain
                             NOT IN (SELECT value FROM json_each($2)),
                     iif(d.inbox_key = c.inbox, c.mine + c.free, 0),
@@ -131,9 +144,10 @@ async fn scan(tx: &mut Tx, limit: i64, busy: &str, turn: &Turn) -> Result<Vec<Gr
              FROM chain c JOIN delivery d ON d.rowid = (
                  SELECT x.rowid FROM delivery x INDEXED BY delivery_turn
                  WHERE x.state = 'due' AND x.priority = c.priority
-                   AND (x.pod_key, x.inbox_key, x.domain) >
-                       (c.pod, c.inbox + (c.mine + c.free >= c.each), iif(c.mine + c.free >= c.each, '', c.domain))
-                 ORDER BY x.priority, x.pod_key, x.inbox_key, x.domain LIMIT 1)
+                   AND (x.pod_key, x.inbox_key, x.domain, x.delivery_key) >
+                       (c.pod, c.inbox + (c.mine + c.free >= c.each), iif(c.mine + c.free >= c.each, '', c.domain),
+                        9223372036854775807)
+                 ORDER BY x.pod_key, x.inbox_key, x.domain, x.delivery_key LIMIT 1)
              WHERE c.total + c.free < $3 AND (d.pod_key, d.inbox_key) <= (c.end_pod, c.end_inbox))
          SELECT priority, pod, inbox, domain FROM chain WHERE free = 1
          ORDER BY priority DESC, part, pod, inbox, domain LIMIT 2000",
