@@ -165,12 +165,7 @@ impl Caller {
         // An address that does not parse names no inbox, and is no news to log.
         let address = inbox_id.parse::<crate::address::Address>().ok().map(|a| a.key());
         let found = match address {
-            Some(address) => {
-                floor
-                    .store
-                    .read(move |tx| Box::pin(async move { inbox::by_address(tx, &address).await }))
-                    .await
-            }
+            Some(address) => floor.store.inbox_at(vec![address]).await,
             None => Ok::<_, StoreError>(None),
         };
         found?.filter(|inbox| self.sees(inbox)).ok_or_else(|| Problem::not_found("Inbox"))

@@ -303,11 +303,21 @@ impl Client {
         self.used += 1;
         let mail = self.mail_command(mail_from, recipients, message, tls)?;
         let answers = self.envelope(&mail, recipients).await?;
-        let last = if answers.iter().any(|answer| answer.reply.class() == Class::Done) {
-            let reply = self.command(Stage::Data, "DATA\r\n", self.deadlines.data).await?;
-            if reply.class() == Class::Continue { Some(self.body(message).await?) } else { Some(reply) }
-        } else {
-            None
+        let any = answers.iter().any(|answer| answer.reply.class() == Class::Done);
+        let last = match self.offers.pipelining {
+            true if any => {
+                let reply = self.reply(Stage::Data, self.deadlines.data).await?;
+                Some(self.body_after(reply, message).await?)
+            }
+            true => {
+                self.take_back_data(&answers).await;
+                None
+            }
+            false if any => {
+                let reply = self.command(Stage::Data, "DATA\r\n", self.deadlines.data).await?;
+                Some(self.body_after(reply, message).await?)
+            }
+            false => None,
         };
         let closing = |reply: &Reply| reply.code == 421;
         if answers.iter().any(|a| closing(&a.reply)) || last.as_ref().is_some_and(closing) {
@@ -370,12 +380,33 @@ impl Client {
         Ok(line)
     }
 
-    /// MAIL and every RCPT: in one write where PIPELINING was offered (RFC 2920 §3.1).
+    /// The message, where DATA was answered with 354; what it came to.
+    async fn body_after(&mut self, reply: Reply, message: &WireMessage) -> Result<Reply, ClientError> {
+        if reply.class() == Class::Continue { self.body(message).await } else { Ok(reply) }
+    }
+
+    /// DATA went out with the recipients, and none was accepted. RFC 2920 §3.1: a server that says 354 all the same
+    /// gets a lone dot. Whatever comes of it, the recipients have their answers.
+    async fn take_back_data(&mut self, answers: &[Answer]) {
+        if answers.iter().any(|answer| answer.reply.code == 421) {
+            return;
+        }
+        let mut reply = self.reply(Stage::Data, self.deadlines.data).await;
+        if matches!(&reply, Ok(reply) if reply.class() == Class::Continue) {
+            reply = self.command(Stage::Dot, ".\r\n", self.deadlines.data).await;
+        }
+        if !matches!(&reply, Ok(reply) if matches!(reply.class(), Class::Permanent | Class::Temporary)) {
+            self.used = u32::MAX;
+        }
+    }
+
+    /// MAIL and every RCPT, and DATA: in one write where PIPELINING was offered (RFC 2920 §3.1).
     async fn envelope(&mut self, mail: &str, recipients: &[&Address]) -> Result<Vec<Answer>, ClientError> {
         let rcpt = |address: &Address| format!("RCPT TO:<{address}>\r\n");
         if self.offers.pipelining {
             let mut block = mail.to_owned();
             recipients.iter().for_each(|address| block.push_str(&rcpt(address)));
+            block.push_str("DATA\r\n");
             self.write(Stage::Mail, block.as_bytes(), self.deadlines.mail).await?;
         } else {
             self.write(Stage::Mail, mail.as_bytes(), self.deadlines.mail).await?;

@@ -254,22 +254,27 @@ pub(crate) fn text_part<'x>(kind: &'static str, text: &str) -> MimePart<'x> {
 /// Every line end becomes CRLF and the last line gets one. RFC 2045 §2.7: NUL has no place in 7bit text.
 pub(crate) fn wire_text(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + text.len() / 32 + 2);
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\r' => {
-                chars.next_if_eq(&'\n');
-                out.push_str("\r\n");
-            }
-            '\n' => out.push_str("\r\n"),
-            '\0' => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
+    let mut rest = text;
+    while let Some((line, special, after)) =
+        memchr::memchr3(b'\r', b'\n', 0, rest.as_bytes()).and_then(|at| split_around(rest, at))
+    {
+        out.push_str(line);
+        rest = match special {
+            b'\r' => after.strip_prefix('\n').unwrap_or(after),
+            _ => after,
+        };
+        out.push_str(if special == 0 { "\u{fffd}" } else { "\r\n" });
     }
+    out.push_str(rest);
     if !out.is_empty() && !out.ends_with("\r\n") {
         out.push_str("\r\n");
     }
     out
+}
+
+/// What is before the ASCII character at `at`, it, and what is behind it.
+fn split_around(text: &str, at: usize) -> Option<(&str, u8, &str)> {
+    Some((text.get(..at)?, *text.as_bytes().get(at)?, text.get(at + 1..)?))
 }
 
 fn attachment(a: &OutgoingAttachment) -> MimePart<'_> {

@@ -67,9 +67,13 @@ impl WireMessage {
         let mut at = 0;
         let mut line_start = true;
         for part in parts {
-            for line in part.split_inclusive(|b| *b == b'\n') {
+            let mut rest = *part;
+            while !rest.is_empty() {
+                let end = memchr::memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
+                let (line, after) = rest.split_at(end);
+                rest = after;
                 let text = line.strip_suffix(b"\r\n").unwrap_or(line);
-                if let Some(bare) = text.iter().position(|b| *b == b'\r' || *b == b'\n') {
+                if let Some(bare) = memchr::memchr2(b'\r', b'\n', text) {
                     return Err(BareLineEnd(at + bare));
                 }
                 if line_start && text.first() == Some(&b'.') {

@@ -145,19 +145,21 @@ fn tls_demand(request: &SendRequest, parent: Option<&Message>, raw: &[u8]) -> Tl
     }
 }
 
-/// Sends, or says why not. `Ok` means that the message is released: committed and on disk.
+/// Sends, or says why not. `Ok` means that the message is released: committed and on disk. Of `inbox`, name and address
+/// are written into the message; whether it may send is asked anew.
 pub async fn send(
     floor: &Arc<Floor>,
     who: &Principal,
-    inbox_key: InboxKey,
+    inbox: &Inbox,
     request: SendRequest,
 ) -> Result<Sent, SendError> {
+    let inbox_key = inbox.key;
     if !who.scope.reaches(inbox_key) {
         return Err(SendError::NotFound);
     }
     permit(who, &request)?;
-    let (inbox, parent) = context(floor, inbox_key, request.kind).await?;
-    let mut prepared = request::prepare(&inbox, &request, parent.as_ref(), floor.clock.now())?;
+    let parent = parent(floor, inbox_key, request.kind).await?;
+    let mut prepared = request::prepare(inbox, &request, parent.as_ref(), floor.clock.now())?;
     if prepared.recipients.is_empty() {
         return Err(SendError::NoRecipients);
     }
@@ -218,26 +220,15 @@ fn permit(who: &Principal, request: &SendRequest) -> Result<(), SendError> {
     }
 }
 
-async fn context(
+/// The message that is answered.
+async fn parent(
     floor: &Arc<Floor>,
     inbox_key: InboxKey,
     kind: SendKind,
-) -> Result<(Inbox, Option<Message>), SendError> {
-    floor
-        .store
-        .read(move |tx| {
-            Box::pin(async move {
-                let inbox = inbox::by_key(tx, inbox_key).await?.ok_or(SendError::NotFound)?;
-                let parent = match kind {
-                    SendKind::New => None,
-                    SendKind::Reply { message_key, .. } => {
-                        Some(message::by_key(tx, inbox_key, message_key).await?.ok_or(SendError::NotFound)?)
-                    }
-                };
-                Ok((inbox, parent))
-            })
-        })
-        .await
+) -> Result<Option<Message>, SendError> {
+    let SendKind::Reply { message_key, .. } = kind else { return Ok(None) };
+    let found = floor.store.read(move |tx| Box::pin(message::by_key(tx, inbox_key, message_key))).await;
+    found.map_err(SendError::Store)?.ok_or(SendError::NotFound).map(Some)
 }
 
 /// The transaction: asked again whenever it has to be run again.

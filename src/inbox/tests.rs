@@ -157,7 +157,7 @@ async fn citing_an_id_that_we_made_is_enough() {
     let test = TestFloor::new().await;
     let ada = test.inbox("ada").await;
     let asked = arrive(&test, Mail::default()).await;
-    let sent = gate::send(&test.floor, &agent(1, ada.key), ada.key, reply_to(&asked, "Yes")).await.unwrap();
+    let sent = gate::send(&test.floor, &agent(1, ada.key), &ada, reply_to(&asked, "Yes")).await.unwrap();
     let colleague = Mail {
         from: "carol@stranger.example",
         id: "<9@x>",
@@ -216,7 +216,7 @@ async fn a_worker_past_its_lease_cannot_act_any_more() {
     // Swept or not: the lease is judged by the clock.
     let mut late = reply_to(&asked, "too late");
     late.work = Some(work_ref(&slow));
-    let refused = gate::send(&test.floor, &agent(1, ada.key), ada.key, late.clone()).await;
+    let refused = gate::send(&test.floor, &agent(1, ada.key), &ada, late.clone()).await;
     assert!(matches!(refused, Err(SendError::LeaseLost)), "{refused:?}");
 
     let stop = tokio_util::sync::CancellationToken::new();
@@ -231,7 +231,7 @@ async fn a_worker_past_its_lease_cannot_act_any_more() {
     sweeper.await.unwrap();
     assert!(quick.item.fence > slow.item.fence);
     assert_eq!(quick.item.attempts, 1);
-    let refused = gate::send(&test.floor, &agent(1, ada.key), ada.key, late).await;
+    let refused = gate::send(&test.floor, &agent(1, ada.key), &ada, late).await;
     assert!(matches!(refused, Err(SendError::LeaseLost)), "{refused:?}");
     let heartbeat = Action::Heartbeat { lease_seconds: 60 };
     let lost =
@@ -240,7 +240,7 @@ async fn a_worker_past_its_lease_cannot_act_any_more() {
 
     let mut in_time = reply_to(&asked, "in time");
     in_time.work = Some(work_ref(&quick));
-    gate::send(&test.floor, &agent(1, ada.key), ada.key, in_time).await.unwrap();
+    gate::send(&test.floor, &agent(1, ada.key), &ada, in_time).await.unwrap();
     let complete = Action::Complete { reason: None };
     let done =
         work::act(&test.floor, &agent(1, ada.key), work_ref(&quick).item, quick.item.fence, complete).await;
@@ -262,13 +262,13 @@ async fn an_answer_to_a_thread_that_moved_on_is_stale() {
     let mut answer = reply_to(&asked, "On its way");
     answer.work = Some(work_ref(&claimed));
     answer.context_version = Some(claimed.thread.context_version);
-    let refused = gate::send(&test.floor, &agent(1, ada.key), ada.key, answer.clone()).await;
+    let refused = gate::send(&test.floor, &agent(1, ada.key), &ada, answer.clone()).await;
     assert!(matches!(refused, Err(SendError::ContextChanged { asked: 1, current: 2 })), "{refused:?}");
     answer.context_version = Some(2);
-    let sent = gate::send(&test.floor, &agent(1, ada.key), ada.key, answer).await.unwrap();
+    let sent = gate::send(&test.floor, &agent(1, ada.key), &ada, answer).await.unwrap();
     assert_eq!(sent.context_version, 2, "what is sent under the lease is the holder's own");
     // Another key, without a fence, into a thread that is held.
-    let meddling = gate::send(&test.floor, &agent(2, ada.key), ada.key, reply_to(&asked, "Me too")).await;
+    let meddling = gate::send(&test.floor, &agent(2, ada.key), &ada, reply_to(&asked, "Me too")).await;
     assert!(matches!(meddling, Err(SendError::LeaseHeld)), "{meddling:?}");
 }
 
@@ -352,7 +352,7 @@ async fn a_spoofed_copy_neither_mutes_a_thread_nor_reaches_its_worker() {
     let test = TestFloor::new().await;
     let ada = test.inbox("ada").await;
     let asked = arrive(&test, Mail::default()).await;
-    let sent = gate::send(&test.floor, &agent(1, ada.key), ada.key, reply_to(&asked, "Yes")).await.unwrap();
+    let sent = gate::send(&test.floor, &agent(1, ada.key), &ada, reply_to(&asked, "Yes")).await.unwrap();
     // It cites an id that we made, so it joins; DMARC failed under p=quarantine, so it is held.
     let mut spoofed =
         arrive_quarantined(&test, Mail { id: "<4@x>", cites: &[&sent.message_id], ..Mail::default() }).await;

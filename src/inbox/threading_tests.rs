@@ -42,7 +42,7 @@ impl Desk {
     }
 
     async fn send(&self, request: SendRequest) -> Sent {
-        gate::send(&self.test.floor, &agent(1, self.ada.key), self.ada.key, request).await.unwrap()
+        gate::send(&self.test.floor, &agent(1, self.ada.key), &self.ada, request).await.unwrap()
     }
 
     /// The agent's answer to a message; its Message-ID.

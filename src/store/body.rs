@@ -51,7 +51,7 @@ impl Body {
 fn at_hand(codec: &str, size: i64, bytes: &[u8]) -> Option<Vec<u8>> {
     match codec {
         "raw" => Some(bytes.to_vec()),
-        "zstd" => zstd::bulk::decompress(bytes, usize::try_from(size).ok()?).ok(),
+        "zstd" => unpack(bytes, usize::try_from(size).ok()?).ok(),
         _ => None,
     }
 }
@@ -170,7 +170,7 @@ impl BodyStore {
             }
             _ => return Err(StoreError::Damaged(format!("a body with codec {codec:?} and no octets"))),
         };
-        zstd::bulk::decompress(&packed, size)
+        unpack(&packed, size)
             .map(Some)
             .map_err(|e| StoreError::Damaged(format!("a body does not decompress: {e}")))
     }
@@ -183,6 +183,8 @@ fn unpacked(e: io::Error) -> StoreError {
 thread_local! {
     /// Making a context costs as much as compressing a short message, so each thread keeps its own: some 600 KiB.
     static PACKER: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
+    /// The same for reading: some 160 KiB.
+    static UNPACKER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
 fn pack(raw: &[u8]) -> io::Result<Vec<u8>> {
@@ -192,6 +194,16 @@ fn pack(raw: &[u8]) -> io::Result<Vec<u8>> {
             none => none.insert(zstd::bulk::Compressor::new(1)?),
         };
         packer.compress(raw)
+    })
+}
+
+fn unpack(packed: &[u8], size: usize) -> io::Result<Vec<u8>> {
+    UNPACKER.with_borrow_mut(|unpacker| {
+        let unpacker = match unpacker {
+            Some(unpacker) => unpacker,
+            none => none.insert(zstd::bulk::Decompressor::new()?),
+        };
+        unpacker.decompress(packed, size)
     })
 }
 

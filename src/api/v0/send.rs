@@ -188,7 +188,7 @@ async fn pass(app: &App, caller: &Caller, inbox: Inbox, route: Route, request: R
         .map(|name| Idempotency { name, request_hash: request_hash(&inbox, kind, named, &headers, &upload) });
     let request = build(asked, kind, &headers, idempotency)?;
     drop(upload);
-    match gate::send(&app.floor, &caller.0, inbox.key, request).await {
+    match gate::send(&app.floor, &caller.0, &inbox, request).await {
         Ok(sent) => Ok(answer(sent).into_response()),
         Err(error) => Err(refusal(error, app.floor.clock.now())),
     }

@@ -170,6 +170,27 @@ async fn one_message_to_three_recipients_pipelined() {
     );
 }
 
+/// RFC 2920 §3.1: DATA leaves with the recipients, and a server that says 354 although it took none gets a lone dot.
+#[tokio::test]
+async fn data_that_was_pipelined_for_nobody_is_taken_back() {
+    let refused = "S: 250 a\nS: 550 no\nS: 550 no\nS: 450 later\n";
+    for tail in [
+        "S: 554 no valid recipients\nC: RSET\nS: 250 a",
+        "S: 354 go\nC: .\nS: 554 nobody\nC: RSET\nS: 250 a",
+        "S: 354 go\nC: .\nS: 250 thrown away\nC: RSET\nS: 250 a",
+        "close",
+    ] {
+        let script =
+            format!("{HELLO}S: 250 PIPELINING\nC: MAIL\nC: RCPT\nC: RCPT\nC: RCPT\nC: DATA\n{refused}{tail}");
+        let (codes, heard) = deliver(&script).await;
+        assert_eq!(codes.expect(tail), [550, 550, 450], "{tail}");
+        assert!(!heard.contains("Subject"), "{heard}");
+    }
+    let script =
+        format!("{HELLO}S: 250 PIPELINING\nC: MAIL\nC: RCPT\nC: RCPT\nC: RCPT\nC: DATA\nS: 421 going down");
+    assert_eq!(deliver(&script).await.0.unwrap(), [421; 3]);
+}
+
 #[tokio::test]
 async fn without_pipelining_each_command_waits_for_its_answer() {
     let script = "S: 220 old\nC: EHLO\nS: 502 unknown\nC: HELO mx.agents.example\nS: 250 old\nC: MAIL FROM:<b-token@agents.example>\n\
