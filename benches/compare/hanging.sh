@@ -13,7 +13,8 @@ start)
     "$setup/postfix.sh" start pf-hanging 2570 sign
     cp "$2" "$dir/etc/transport"
     postconf -c "$dir/etc" -e relayhost= "transport_maps=texthash:$dir/etc/transport"
-    postfix -c "$dir/etc" reload
+    # Its master may still be on its way up.
+    for _ in $(seq 20); do postfix -c "$dir/etc" reload && break; sleep 0.2; done
     sleep 2
     ;;
 stop) "$setup/postfix.sh" stop pf-hanging 2570 sign ;;

@@ -32,7 +32,7 @@ use crate::{
     remotes::{self, Manner, Remotes},
     send_all, start,
     usage::Peak,
-    world::{dns::Dns, postgres::Database, run, server::TestServer},
+    world::{dns::Dns, postgres::Database, server::TestServer},
 };
 
 pub const DOMAINS: usize = 500;
@@ -181,7 +181,7 @@ async fn postfix(options: &Options, remotes: &Remotes, hanging: bool) -> f64 {
         .collect::<String>();
     let file = std::env::temp_dir().join(format!("transport-{}", std::process::id()));
     std::fs::write(&file, map).expect("transport map");
-    run(Command::new(&script).arg("start").arg(&file).stdin(Stdio::null()));
+    shell(Command::new(&script).arg("start").arg(&file));
     let begun = Instant::now();
     let (next, mut clients) = (Arc::new(AtomicUsize::new(0)), Vec::new());
     for _ in 0..options.connections {
@@ -192,9 +192,15 @@ async fn postfix(options: &Options, remotes: &Remotes, hanging: bool) -> f64 {
     }
     println!("  submitted in {:.1} s", begun.elapsed().as_secs_f64());
     let rate = arrived(remotes, healthy, begun).await;
-    run(Command::new(&script).arg("stop").stdin(Stdio::null()));
+    shell(Command::new(&script).arg("stop"));
     let _ = std::fs::remove_file(&file);
     rate
+}
+
+/// Its output goes nowhere: what it starts would hold a pipe open.
+fn shell(command: &mut Command) {
+    let null = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(null.status().expect("a shell").success(), "{command:?}");
 }
 
 /// Ten messages a connection, as the harness' own generator.
