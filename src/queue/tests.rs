@@ -93,6 +93,7 @@ async fn serve(stream: TcpStream, heard: Arc<Mutex<Heard>>, habit: Habit) -> Opt
                 to.push(argument);
                 "250 2.1.5 ok".to_owned()
             }
+            "DATA" if to.is_empty() => "554 5.5.1 no valid recipients".to_owned(),
             "DATA" => {
                 stream.write_all(b"354 go\r\n").await.ok()?;
                 let mut message = String::new();
