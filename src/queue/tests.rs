@@ -541,7 +541,7 @@ async fn a_claim_costs_the_same_with_three_rows_for_a_destination_and_with_three
                             recipient: format!("bob@{domain}"),
                             domain: domain.to_owned(),
                             route: Route::Relay,
-                            tls_optional: false,
+                            tls: TlsDemand::Usual,
                             expires_at: i64::MAX,
                             priority: Priority::Ordinary,
                             not_before: None,
