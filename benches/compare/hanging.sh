@@ -17,5 +17,10 @@ start)
     for _ in $(seq 20); do postfix -c "$dir/etc" reload && break; sleep 0.2; done
     sleep 2
     ;;
-stop) "$setup/postfix.sh" stop pf-hanging 2570 sign ;;
+stop)
+    milter=$(cat "$dir/opendkim.mpid" 2>/dev/null || true)
+    "$setup/postfix.sh" stop pf-hanging 2570 sign
+    # At its end it removes its socket, which must not be the next one's.
+    for _ in $(seq 100); do [ -n "$milter" ] && [ -d "/proc/$milter" ] || break; sleep 0.1; done
+    ;;
 esac
