@@ -136,8 +136,8 @@ async fn claims(url: &str) {
             let claimed = store.write(move |tx| {
                 let (place, busy) = (place.clone(), busy.clone());
                 Box::pin(async move {
-                    let mut claimed = delivery::claim(tx, "bench", CLAIM, &busy, &place).await?;
-                    claimed.rows = gate::let_go_on(tx, claimed.rows).await?;
+                    let claimed = delivery::claim(tx, "bench", CLAIM, &busy, &place).await?;
+                    gate::recheck(tx, &claimed.rows).await?;
                     if !claimed.more {
                         delivery::ahead(tx).await?;
                     }

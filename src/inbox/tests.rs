@@ -399,20 +399,21 @@ async fn a_message_that_is_not_read_in_time_is_kept_unparsed() {
 #[tokio::test]
 async fn a_verified_author_is_no_stranger_and_a_claimed_one_is() {
     let test = TestFloor::with("[budgets]\nnew_recipients_per_day = 1").await;
-    let ada = test.inbox("ada").await.key;
+    let ada = test.inbox("ada").await;
     let verified = arrive_as(&test, Mail::default(), AuthResult::Pass).await;
     let claimed = Mail { from: "carol@stranger.example", id: "<2@x>", subject: "Hi", ..Mail::default() };
     let claimed = arrive(&test, claimed).await;
     let other = Mail { from: "dave@stranger.example", id: "<3@x>", subject: "Ho", ..Mail::default() };
     let other = arrive(&test, other).await;
     for _ in 0..2 {
-        gate::send(&test.floor, &agent(1, ada), ada, reply_to(&verified, "Yes")).await.unwrap();
+        gate::send(&test.floor, &agent(1, ada.key), &ada, reply_to(&verified, "Yes")).await.unwrap();
     }
-    gate::send(&test.floor, &agent(1, ada), ada, reply_to(&claimed, "Yes")).await.unwrap();
-    let refused = gate::send(&test.floor, &agent(1, ada), ada, reply_to(&other, "Yes")).await.unwrap_err();
+    gate::send(&test.floor, &agent(1, ada.key), &ada, reply_to(&claimed, "Yes")).await.unwrap();
+    let refused =
+        gate::send(&test.floor, &agent(1, ada.key), &ada, reply_to(&other, "Yes")).await.unwrap_err();
     let SendError::Refused(decision) = refused else { panic!("{refused}") };
     let rules: Vec<_> = decision.reasons().iter().map(|reason| reason.rule).collect();
     assert_eq!(rules, ["limit_new_recipients_per_day"]);
     // Once written to, she is known.
-    gate::send(&test.floor, &agent(1, ada), ada, reply_to(&claimed, "And")).await.unwrap();
+    gate::send(&test.floor, &agent(1, ada.key), &ada, reply_to(&claimed, "And")).await.unwrap();
 }

@@ -257,7 +257,8 @@ async fn a_delivery_let_go_by_hand_is_not_held_again_and_takes_the_way_that_was_
         .unwrap()
         .refused(400, "validation_error");
     for (_, id) in &rows[..2] {
-        assert!(gatepost(&server, &["release", id]).contains("due"));
+        // It may be under way before the answer is written.
+        assert!(!gatepost(&server, &["release", id]).contains("held"));
     }
     for (sent, _) in &rows[..2] {
         eventually("it is delivered", async || {

@@ -59,7 +59,8 @@ proptest! {
             let config =
                 format!("[budgets]\nnew_recipients_per_day = {strangers}\nper_recipient_per_day = {each}");
             let test = TestFloor::with(&config).await;
-            let inbox = test.inbox("ada").await.key;
+            let ada = test.inbox("ada").await;
+            let inbox = ada.key;
             // (when, to whom, who of them was new)
             let mut released: Vec<(Millis, BTreeSet<usize>, BTreeSet<usize>)> = Vec::new();
             for (pause, to, called_back) in sends {
@@ -74,7 +75,7 @@ proptest! {
                     let strangers_fit = new.is_empty() || used as i64 <= strangers;
                     (strangers_fit, to.iter().all(|who| wrote(who) < each))
                 };
-                let sent = gate::send(&test.floor, &agent(1, inbox), inbox, request(&to)).await;
+                let sent = gate::send(&test.floor, &agent(1, inbox), &ada, request(&to)).await;
                 match sent {
                     Ok(_) if called_back => {
                         assert_eq!(fits(now), (true, true), "{released:?} then {to:?} at {now}");
@@ -127,7 +128,7 @@ async fn whoever_was_written_to_before_the_limit_is_known() {
     let test = TestFloor::new().await;
     let ada = test.inbox("ada").await;
     let who = agent(1, ada.key);
-    gate::send(&test.floor, &who, ada.key, request(&BTreeSet::from([1]))).await.unwrap();
+    gate::send(&test.floor, &who, &ada, request(&BTreeSet::from([1]))).await.unwrap();
     test.hand.advance(30 * DAY);
     let key = ada.key;
     let set: Result<(), StoreError> = test
@@ -142,8 +143,8 @@ async fn whoever_was_written_to_before_the_limit_is_known() {
         })
         .await;
     set.unwrap();
-    gate::send(&test.floor, &who, ada.key, request(&BTreeSet::from([1]))).await.unwrap();
-    let refused = gate::send(&test.floor, &who, ada.key, request(&BTreeSet::from([1, 2]))).await.unwrap_err();
+    gate::send(&test.floor, &who, &ada, request(&BTreeSet::from([1]))).await.unwrap();
+    let refused = gate::send(&test.floor, &who, &ada, request(&BTreeSet::from([1, 2]))).await.unwrap_err();
     let SendError::Refused(decision) = refused else { panic!("{refused}") };
     let [reason] = decision.reasons() else { panic!("{decision:?}") };
     assert_eq!((reason.rule, reason.retry_at), ("limit_new_recipients_per_day", None));
@@ -155,7 +156,7 @@ async fn whoever_was_written_to_before_the_limit_is_known() {
 async fn nothing_is_noted_while_nothing_is_limited() {
     let test = TestFloor::new().await;
     let ada = test.inbox("ada").await;
-    gate::send(&test.floor, &agent(1, ada.key), ada.key, request(&BTreeSet::from([1, 2]))).await.unwrap();
+    gate::send(&test.floor, &agent(1, ada.key), &ada, request(&BTreeSet::from([1, 2]))).await.unwrap();
     let noted: Result<Vec<_>, StoreError> = test
         .floor
         .store
