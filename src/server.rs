@@ -148,7 +148,8 @@ pub async fn open_floor(config: Config, dev: bool) -> Result<Arc<Floor>, ServerE
         disk: Disk::watch(&config, &clock),
         domains: Domains::new(&config.domains),
         tally: Default::default(),
-        budgets_set: Default::default(),
+        // Until the first look: what an operator set before this start holds from its first claim on.
+        budgets_set: true.into(),
         config: Arc::new(config),
         clock,
         store,

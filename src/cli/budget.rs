@@ -26,18 +26,24 @@ enum Action {
     },
     /// Sets a budget beside the configuration
     Set {
+        /// Whose budget
         scope: Scope,
         /// The domain, the pod's id or the inbox's address
         id: String,
         /// Recipients elsewhere in any 24 hours, or none
-        #[arg(long)]
+        #[arg(long, value_name = "N|none")]
         per_day: Option<String>,
         /// Whether the configured warm-up holds: off for a domain or an inbox that is known elsewhere
         #[arg(long)]
         warm_up: Option<Switch>,
     },
     /// Back to what is configured
-    Reset { scope: Scope, id: String },
+    Reset {
+        /// Whose budget
+        scope: Scope,
+        /// The domain, the pod's id or the inbox's address
+        id: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

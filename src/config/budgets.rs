@@ -136,7 +136,9 @@ fn warmup(value: &Value) -> Result<Warmup, String> {
     }
     match steps.iter().zip(steps.iter().skip(1)).find(|(before, after)| before.0 >= after.0) {
         None => Ok(Warmup(steps)),
-        Some((before, after)) => Err(format!("day {} stands behind day {}", after.0, before.0)),
+        Some((before, after)) => {
+            Err(format!("days must rise: day {} is followed by day {}", before.0, after.0))
+        }
     }
 }
 
@@ -189,7 +191,7 @@ mod tests {
     fn an_impossible_warm_up_is_refused_in_words() {
         let refused = |value: Value| warmup(&value).unwrap_err();
         assert_eq!(refused(list(&[(2, 20)])), "begins with day 1");
-        assert_eq!(refused(list(&[(1, 20), (4, 50), (4, 60)])), "day 4 stands behind day 4");
+        assert_eq!(refused(list(&[(1, 20), (4, 50), (4, 60)])), "days must rise: day 4 is followed by day 4");
         assert!(refused(list(&[(1, 0)])).contains("no number from 1"));
         assert!(refused(Value::List(vec![number(20)])).contains("[[1, 20]"));
         assert!(refused(Value::Text("20".into())).contains("pairs"));

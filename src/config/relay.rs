@@ -285,7 +285,9 @@ fn source(row: &Row<'_>) -> Result<Source, String> {
 
 /// Pods, by their `pod_id`.
 fn pods(value: &Value) -> Result<Vec<i64>, String> {
-    let pod = |text: &String| parse_pod_id(text).ok_or_else(|| format!("`{text}` is no pod_id"));
+    let pod = |text: &String| {
+        parse_pod_id(text).ok_or_else(|| format!("`{text}` is no pod_id (GET /v0/pods lists them)"))
+    };
     value.list()?.iter().map(pod).collect()
 }
 

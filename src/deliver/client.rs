@@ -22,6 +22,8 @@ use crate::deliver::trust::Proof;
 use crate::deliver::wire::{Wire, WireMessage};
 use crate::store::delivery::TlsDemand;
 
+/// How long a connection is worth waiting for, once every recipient has been refused.
+const TAKEN_BACK: Duration = Duration::from_secs(10);
 /// RFC 5321 §4.5.3.1.8: a server must take at least 100 recipients, so we never send more.
 pub(crate) const MAX_RECIPIENTS: usize = 100;
 /// Octets written under one deadline.
@@ -300,7 +302,7 @@ impl Client {
         message: &WireMessage,
         tls: TlsDemand,
     ) -> Result<Vec<Answer>, ClientError> {
-        self.used += 1;
+        self.used = self.used.saturating_add(1);
         let mail = self.mail_command(mail_from, recipients, message, tls)?;
         let answers = self.envelope(&mail, recipients).await?;
         let any = answers.iter().any(|answer| answer.reply.class() == Class::Done);
@@ -322,7 +324,7 @@ impl Client {
         let closing = |reply: &Reply| reply.code == 421;
         if answers.iter().any(|a| closing(&a.reply)) || last.as_ref().is_some_and(closing) {
             self.used = u32::MAX;
-        } else if last.as_ref().is_none_or(|reply| reply.class() != Class::Done) {
+        } else if self.used < u32::MAX && last.as_ref().is_none_or(|reply| reply.class() != Class::Done) {
             self.reset().await;
         }
         let Some(last) = last else { return Ok(answers) };
@@ -382,7 +384,15 @@ impl Client {
 
     /// The message, where DATA was answered with 354; what it came to.
     async fn body_after(&mut self, reply: Reply, message: &WireMessage) -> Result<Reply, ClientError> {
-        if reply.class() == Class::Continue { self.body(message).await } else { Ok(reply) }
+        match reply.class() {
+            Class::Continue => self.body(message).await,
+            // Replies out of step: taken at its word, a message that was never sent would count as delivered.
+            Class::Done => {
+                self.used = u32::MAX;
+                Err(ClientError::Nonsense(Stage::Data, ReplyError::OutOfStep))
+            }
+            Class::Temporary | Class::Permanent => Ok(reply),
+        }
     }
 
     /// DATA went out with the recipients, and none was accepted. RFC 2920 §3.1: a server that says 354 all the same
@@ -391,9 +401,10 @@ impl Client {
         if answers.iter().any(|answer| answer.reply.code == 421) {
             return;
         }
-        let mut reply = self.reply(Stage::Data, self.deadlines.data).await;
+        let patience = self.deadlines.data.min(TAKEN_BACK);
+        let mut reply = self.reply(Stage::Data, patience).await;
         if matches!(&reply, Ok(reply) if reply.class() == Class::Continue) {
-            reply = self.command(Stage::Dot, ".\r\n", self.deadlines.data).await;
+            reply = self.command(Stage::Dot, ".\r\n", patience).await;
         }
         if !matches!(&reply, Ok(reply) if matches!(reply.class(), Class::Permanent | Class::Temporary)) {
             self.used = u32::MAX;

@@ -126,11 +126,6 @@ pub fn tls_is_optional(raw: &[u8]) -> bool {
     })
 }
 
-/// Whether the header holds octets that only RFC 6532 allows, so that the next hop must offer SMTPUTF8.
-pub fn header_needs_smtputf8(raw: &[u8]) -> bool {
-    !header_of(raw).is_ascii()
-}
-
 fn header_of(raw: &[u8]) -> &[u8] {
     let end = raw.windows(4).position(|w| w == b"\r\n\r\n").unwrap_or(raw.len());
     raw.get(..end).unwrap_or_default()

@@ -24,7 +24,8 @@ pub enum Fate {
 pub struct Via {
     pub host: String,
     pub address: SocketAddr,
-    /// `TLSv1.3 TLS13_AES_256_GCM_SHA384`, with `, verified by DANE` or `MTA-STS` where the host proved itself; `None` in clear, or where it did not come to that.
+    /// `TLSv1.3 TLS13_AES_256_GCM_SHA384`; where the host proved itself, then `, verified by DANE`, `MTA-STS` or `DNSSEC and
+    /// an authority`. `None` in clear, or where it did not come to that.
     pub tls: Option<String>,
 }
 

@@ -226,17 +226,17 @@ impl Relay {
         let mut left = DIALLING;
         loop {
             let begun = Instant::now();
-            let not = refused.as_ref().map(|(family, _)| *family);
+            let avoid = refused.as_ref().map(|(family, _)| *family);
             let lease = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Attempt::Stopped,
-                lease = self.connect(way, pass, &failed, not, begun + left) => lease,
+                lease = self.connect(way, pass, &failed, avoid, begun + left) => lease,
             };
             left = left.saturating_sub(begun.elapsed());
             let lease = match lease {
                 Ok(lease) => lease,
-                // No other way: what was answered is the answer.
-                Err(_) if refused.is_some() => {
+                // No other way: what was answered is the answer. A way that is only closed just now is waited for.
+                Err(outcome) if refused.is_some() && outcome.fate == Fate::Failed => {
                     pass.answered();
                     return Attempt::Ended(refused.map(|(_, outcomes)| outcomes).unwrap_or_default());
                 }
@@ -295,23 +295,25 @@ impl Relay {
     }
 
     /// A connection to the best host that can be reached by then. `failed` were tried in this attempt, and addresses of
-    /// the family `not` are not.
+    /// the family `avoid`, from which ours was refused, are not.
     async fn connect(
         &self,
         way: &Way<'_>,
         pass: &Pass,
         failed: &[SocketAddr],
-        not: Option<Family>,
+        avoid: Option<Family>,
         deadline: Instant,
     ) -> Result<Lease, Outcome> {
         let domain = way.domain;
-        let late = |_| Outcome::deferred("4.4.1", format!("no host of {domain} was ready in time"));
+        let late = |()| Outcome::deferred("4.4.1", format!("no host of {domain} was ready in time"));
         let plan = match way.smarthost {
             // The operator answers for it, and `dial_smarthost` for its password.
             Some(_) => Plan::none(domain),
             // RFC 8689 §4.1: neither MTA-STS nor DANE holds it up; TLS is used where it can be had.
             None if way.tls == TlsDemand::Optional => Plan::none(domain),
-            None => timeout_at(deadline, self.trust.plan(domain)).await.map_err(late)??,
+            None => {
+                self.known_by(deadline, self.trust.plan(domain)).await.unwrap_or_else(|| Err(late(())))?
+            }
         };
         let last_host = way.hosts.len().saturating_sub(1);
         let mut dials = failed.len();
@@ -319,13 +321,13 @@ impl Relay {
         for (nth, host) in way.hosts.iter().enumerate() {
             let found = match timeout_at(deadline, self.addresses(way, host)).await {
                 Ok(found) => found,
-                Err(late_by) => return Err(temporary.unwrap_or_else(|| late(late_by))),
+                Err(_) => return Err(temporary.unwrap_or_else(|| late(()))),
             };
             let addresses: Vec<SocketAddr> = match found {
                 Ok(addresses) => {
                     let is_of = |a: &SocketAddr, family| a.is_ipv4() == (family == Family::Ipv4);
                     let wanted =
-                        |a: &SocketAddr| !failed.contains(a) && !not.is_some_and(|not| is_of(a, not));
+                        |a: &SocketAddr| !failed.contains(a) && !avoid.is_some_and(|family| is_of(a, family));
                     addresses.into_iter().filter(wanted).collect()
                 }
                 Err(error @ RouteError::Temporary(_)) => {
@@ -337,13 +339,16 @@ impl Relay {
                     continue;
                 }
             };
-            let need = match timeout_at(deadline, self.trust.need(&plan, host)).await {
+            let need = match self.known_by(deadline, self.trust.need(&plan, host)).await {
                 // The smarthost's name was not looked up by anybody but the operator.
-                Ok(Ok(need)) if way.tls == TlsDemand::Required && way.smarthost.is_none() => {
-                    need.in_tls_to_the_end().map_err(|text| Outcome::failed("5.7.30", text))
+                Some(Ok(need)) if way.tls == TlsDemand::Required && way.smarthost.is_none() => {
+                    match need.in_tls_to_the_end() {
+                        Ok(need) => Ok(need),
+                        Err(why) => Err(self.trust.unvouched(domain, why).await),
+                    }
                 }
-                Ok(needed) => needed,
-                Err(late_by) => return Err(temporary.unwrap_or_else(|| late(late_by))),
+                Some(needed) => needed,
+                None => return Err(temporary.unwrap_or_else(|| late(()))),
             };
             let need = match need {
                 Ok(need) => need,
@@ -373,8 +378,22 @@ impl Relay {
             }
         }
         // One host that may come back is hope for all; only when none can is it final.
-        let nowhere = || Outcome::deferred("4.4.1", format!("no host of {domain} could be reached"));
+        let nowhere = || {
+            let text = format!("no host of {domain} could be reached");
+            // Nothing was dialled, since there is nothing of the other family.
+            if avoid.is_some() { Outcome::failed("5.4.4", text) } else { Outcome::deferred("4.4.1", text) }
+        };
         Err(temporary.or(permanent.filter(|_| failed.is_empty())).unwrap_or_else(nowhere))
+    }
+
+    /// What is asked of the domain's name servers and of its policy's host, by the deadline; they may be as slow as a host.
+    async fn known_by<T>(&self, deadline: Instant, asked: impl Future<Output = T>) -> Option<T> {
+        let mut asked = std::pin::pin!(asked);
+        if let Ok(prompt) = timeout_at(deadline.min(Instant::now() + PROMPT), &mut asked).await {
+            return Some(prompt);
+        }
+        let _place = self.slow.try_acquire().ok()?;
+        timeout_at(deadline, asked).await.ok()
     }
 
     /// Waits for a host for its share of the time; beyond `PROMPT` only where not too many are waited for already.

@@ -29,6 +29,8 @@ pub(crate) enum ReplyError {
     LineTooLong,
     #[error("the remote sent a reply of more than 100 lines")]
     TooManyLines,
+    #[error("the remote's replies are out of step: DATA was answered like a message that arrived")]
+    OutOfStep,
     #[error("the remote did not answer in SMTP: {0:?}")]
     Malformed(String),
 }

@@ -7,6 +7,8 @@
 //! message, thread, deliveries, the limit's sum, the answer under its Idempotency-Key, the events, the audit
 //! row. So a crash leaves all of it or nothing, and two processes cannot both use the last of a limit.
 //!
+//! Budgets that inboxes share are no question here: they are asked at the first attempt (`budgets`), and delay only.
+//!
 //! A refusal carries every rule in the way and what would help. DESIGN.md §4 (3, 4, 5), §6.
 
 mod budgets;

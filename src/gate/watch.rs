@@ -7,6 +7,8 @@
 //! least `rate_minimum` ends (50), so that one bounce among the first three messages stops nobody, while a list of
 //! bad addresses is stopped before it is through; complaints, which are rare and come late, need three.
 //!
+//! The same loop lets go what waited for a stop or for a budget (`budgets::let_go`).
+//!
 //! No recipient domain carries a rate alone: whoever is answered could refuse, or complain, until everybody is stopped.
 
 use std::sync::Arc;
@@ -30,7 +32,7 @@ use crate::work;
 use super::budgets;
 use super::stops::{self, StopError};
 
-/// How often bad news is weighed.
+/// How often bad news is weighed, and what a stop or a budget keeps waiting is looked at.
 const EVERY: Duration = Duration::from_secs(2);
 /// Complaints below which no rate of them counts.
 const FEWEST_COMPLAINTS: i64 = 3;
@@ -203,7 +205,7 @@ pub async fn watch(floor: Arc<Floor>, shutdown: CancellationToken) {
             () = tokio::time::sleep(EVERY) => {}
         }
         if let Err(error) = look(&floor).await {
-            tracing::warn!(%error, "bounces and complaints cannot be weighed");
+            tracing::warn!(%error, "bounces, complaints, stops and budgets cannot be looked at");
         }
     }
 }
@@ -317,9 +319,10 @@ mod tests {
         assert_eq!(at(10_000, 0, 3), Course::Steady);
     }
 
-    /// "Who is answered and refuses" (a hostile reading of this file): one domain stops nobody, however much it refuses.
+    /// Whoever is answered can refuse or complain: one domain stops nobody. Its complaints alone can slow down, its bounces
+    /// cannot.
     #[tokio::test]
-    async fn one_domain_that_refuses_everything_neither_stops_nor_slows_down() {
+    async fn one_domain_alone_stops_nobody() {
         let test = TestFloor::new().await;
         let budgets = &test.floor.config.budgets;
         assert_eq!(at(budgets, (100, 900, 0), &[("evil.example", 900, 0)]), Course::Steady);

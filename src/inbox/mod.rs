@@ -201,11 +201,6 @@ const RESERVED: [&str; 7] = [
     reports::TLS_ADDRESS,
 ];
 
-/// Whether an inbox may not have this local part (in lower case, without a tag).
-pub fn is_reserved(local: &str) -> bool {
-    RESERVED.contains(&local) || local.starts_with(return_path::PREFIX)
-}
-
 /// Who gets mail for `address`, asked at RCPT.
 pub async fn route(floor: &Floor, address: &Address) -> Result<Route, InboxError> {
     let Some(ours) = floor.domains.find(address.domain()).filter(|ours| ours.inbound) else {

@@ -114,7 +114,7 @@ async fn write<'a>(tx: &mut Tx, node: &str, batch: &'a [Box<Entry>]) -> Result<V
     let results: Vec<_> = batch.iter().map(|entry| (&entry.delivery, &entry.settled)).collect();
     let rows = delivery::settle(tx, node, &results).await?;
     let (counts, late): (Vec<&Entry>, Vec<&Entry>) =
-        batch.iter().map(AsRef::as_ref).partition(|entry| rows.contains(&entry.delivery.key()));
+        batch.iter().map(AsRef::as_ref).partition(|entry| rows.contains(&entry.delivery.attempt_key()));
     for entry in late {
         // A report of its failure was faster, or another node took the row over while we were thought dead: that counts.
         tracing::warn!(delivery.id = entry.delivery.id(), "the result of a delivery came too late");

@@ -113,7 +113,10 @@ impl Workshop {
             Attempt::NotNow(not_now) => return self.put_off(deliveries, &not_now).await,
         };
         let reached = outcomes.iter().any(|o| o.fate == Fate::Delivered || o.personal);
-        for (delivery, outcome) in deliveries.into_iter().zip(outcomes) {
+        let mut results: Vec<_> = deliveries.into_iter().zip(outcomes).collect();
+        // A failure waits for its notification to be filed; what was taken is written before that.
+        results.sort_by_key(|(_, outcome)| outcome.fate != Fate::Delivered);
+        for (delivery, outcome) in results {
             self.report(delivery, outcome, false).await;
         }
         Back { reached, untried: Vec::new(), not_before: None }

@@ -106,7 +106,7 @@ fn a_part_without_an_empty_line_does_not_swallow_the_next() {
     assert_eq!(decode_text(raw, &read, 2), "two\n");
 }
 
-/// The fuzzer's finding: the outer delimiter right below an inner header. The inner multipart ended before its child.
+/// The outer delimiter right below an inner header: the inner multipart must not end before its child.
 #[test]
 fn a_part_that_is_all_header_lies_in_what_holds_it() {
     let raw = b"Content-Type: multipart/mixed; boundary=a\n\n--a\nContent-Type: multipart/alternative; boundary=b\n\n--b\nContent-Type: text/html\n--a\n\ntwo\n--a--\n";

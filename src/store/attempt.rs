@@ -17,7 +17,7 @@ pub struct Attempt {
     pub node: String,
     pub host: Option<String>,
     pub address: Option<String>,
-    /// Protocol and cipher; `None` in clear.
+    /// As `deliver::outcome::Via` has it; `None` in clear.
     pub tls: Option<String>,
     /// `delivered`, `deferred`, `failed`, or `interrupted` where the process died.
     pub outcome: String,

@@ -1,8 +1,9 @@
 //! Deliveries: one row for each recipient of a released message, with its own state and attempts.
 //!
 //! `due → attempting → delivered | deferred | failed | canceled`, and `deferred` is due again at its time. What is
-//! planned is `scheduled` before it is due; `held` waits for somebody (`held_by`). The attempt is counted and committed before anybody dials; what comes of it is written only while the row is
-//! still in that attempt of that node, so that a node that lost its rows cannot overwrite what another did.
+//! planned, or waits for a budget, is `scheduled` before it is due; `held` waits for somebody (`held_by`). The attempt
+//! is counted and committed before anybody dials; what comes of it is written only while the row is still in that
+//! attempt of that node, so that a node that lost its rows cannot overwrite what another did.
 
 mod claim;
 mod operate;
@@ -148,9 +149,9 @@ impl Delivery {
         RowId { at: self.created_at, inbox: self.inbox, seq: self.delivery_key }.text(Prefix::Delivery)
     }
 
-    /// What names the row: with its number, the inbox.
-    pub fn key(&self) -> (InboxKey, i64) {
-        (self.inbox, self.delivery_key)
+    /// What names an attempt: the row's inbox and number, and which attempt it is.
+    pub fn attempt_key(&self) -> (InboxKey, i64, i64) {
+        (self.inbox, self.delivery_key, self.attempts)
     }
 
     /// `msg_…`: both were written by one transaction, at one time.
@@ -288,7 +289,7 @@ pub async fn settle(
     tx: &mut Tx,
     node: &str,
     results: &[(&Delivery, &Settled)],
-) -> Result<HashSet<(InboxKey, i64)>, StoreError> {
+) -> Result<HashSet<(InboxKey, i64, i64)>, StoreError> {
     let now = tx.now();
     let lists: Vec<Vec<Value>> = results
         .iter()
@@ -317,7 +318,7 @@ pub async fn settle(
                     notice_at = CASE WHEN $12 = 1 THEN NULL ELSE notice_at END
              WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'attempting' AND node = $4
                AND attempts = $5
-             RETURNING pod_key, inbox_key, delivery_key",
+             RETURNING pod_key, inbox_key, delivery_key, attempts",
             "UPDATE delivery SET state = r.state, last_status = r.status, last_reply = r.reply,
                     next_attempt_at = coalesce(r.next, delivery.next_attempt_at), node = NULL, attempting_since = NULL,
                     maybe_duplicate = CASE WHEN r.twice = 1 THEN 1 ELSE maybe_duplicate END, updated_at = r.now,
@@ -327,7 +328,7 @@ pub async fn settle(
                   AS r (pod, inbox, key, node, attempts, state, status, reply, next, twice, now, told)
              WHERE pod_key = r.pod AND inbox_key = r.inbox AND delivery_key = r.key AND delivery.state = 'attempting'
                AND delivery.node = r.node AND delivery.attempts = r.attempts
-             RETURNING pod_key, inbox_key, delivery_key",
+             RETURNING pod_key, inbox_key, delivery_key, delivery.attempts",
             &lists,
         )
         .await?;
@@ -335,11 +336,8 @@ pub async fn settle(
         // The queue sleeps until the next row is due: this may be the one.
         tx.wake(Topic::Queue);
     }
-    written.iter().map(key_of).collect()
-}
-
-fn key_of(row: &Row) -> Result<(InboxKey, i64), StoreError> {
-    Ok((InboxKey { pod: row.get(0)?, inbox: row.get(1)? }, row.get(2)?))
+    let key = |row: &Row| Ok((InboxKey { pod: row.get(0)?, inbox: row.get(1)? }, row.get(2)?, row.get(3)?));
+    written.iter().map(key).collect()
 }
 
 /// The row was claimed and must not be tried: it never is, and the claim's attempt does not count.

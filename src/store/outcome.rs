@@ -94,20 +94,30 @@ pub(crate) async fn returned(
     let whose = |row: &&Delivery| proof == Proof::MessageId || domain == Some(row.domain.as_str());
     let told: Vec<&Delivery> = all.iter().filter(whose).collect();
     // A forwarder reports the address it forwarded to; with one recipient there is no doubt whose it was.
-    let alone = told.len() == 1 && !all.iter().any(|row| named(&row));
-    let found = told.iter().find(|row| named(row)).or(told.first().filter(|_| alone));
+    let alone = told.len() == 1;
+    let forwarded = alone && !all.iter().any(|row| named(&row));
+    let found = told.iter().find(|row| named(row)).or(told.first().filter(|_| forwarded));
     let Some(&row) = found.filter(|row| row.route == Route::Relay) else { return Ok(Heard::Nobody) };
     if report.what == Told::Complained {
-        return complaint(tx, row, report, proof).await;
+        return if row.state == "delivered" {
+            complaint(tx, row, report, proof, alone).await
+        } else {
+            Ok(Heard::Nobody)
+        };
     }
     if row.state == "failed" {
         return Ok(Heard::Known);
     }
     // Who reports a failure took the message: its report may be faster than our own note of its 250, or come where the
-    // 250 was not heard. A row that was put off has not been taken, and waits for its own answer.
+    // 250 was not heard. A row that was put off has not been taken, and waits for its own answer. Where the return path
+    // is shared, one recipient could end another's before it was taken: the report is asked to come again.
     let taken = match row.state.as_str() {
-        "delivered" | "attempting" => true,
-        "deferred" | "due" => row.maybe_duplicate,
+        "delivered" => true,
+        "attempting" if !alone && proof != Proof::MessageId => {
+            return Err(StoreError::Conflict("the delivery that this reports on is under way".to_owned()));
+        }
+        "attempting" => true,
+        "deferred" | "due" => row.maybe_duplicate && alone,
         _ => false,
     };
     if !taken || proof == Proof::MessageId {
@@ -133,9 +143,10 @@ pub(crate) async fn returned(
         return Err(StoreError::Conflict("the delivery has just changed".to_owned()));
     }
     bounced(tx, row, &report.class, &report.status, &report.text).await?;
-    let ended = if row.state == "delivered" { Ended::BouncedLate } else { Ended::Bounced };
+    let ended = if row.state == "delivered" { Ended::BouncedLate } else { Ended::Reported };
     rate::note_outcome(tx, row, ended).await?;
-    if report.what == Told::DeadAddress {
+    // Not for good on the word of somebody else at the same domain, who has the same return path.
+    if report.what == Told::DeadAddress && alone {
         suppress(tx, row, "bounce", Some(&report.text)).await?;
     }
     Ok(Heard::News)
@@ -146,14 +157,16 @@ async fn complaint(
     row: &Delivery,
     report: &Returned,
     proof: Proof,
+    alone: bool,
 ) -> Result<Heard, StoreError> {
     let mut news = mark(tx, row, "complaint").await?;
     if news {
         complained(tx, row, &report.class, &report.text, proof).await?;
     }
     // Whoever got an answer to the message knows its Message-ID, and could silence the others that it went to; nor
-    // does such a word, come first, take away from one that is proved.
-    if proof != Proof::MessageId {
+    // does such a word, come first, take away from one that is proved. A return path that several recipients share proves
+    // who of them it was as little.
+    if proof != Proof::MessageId && alone {
         // Somebody who complains of every message counts once, or he alone would stop everybody's mail.
         if suppress(tx, row, "complaint", Some(&report.text)).await? {
             rate::note_outcome(tx, row, Ended::Complained).await?;

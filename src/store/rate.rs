@@ -20,6 +20,8 @@ pub enum Ended {
     Bounced,
     /// It had been taken, and came back after all.
     BouncedLate,
+    /// It came back before its 250 was noted.
+    Reported,
     /// The recipient calls it spam.
     Complained,
 }
@@ -51,9 +53,11 @@ pub async fn note_outcomes(tx: &mut Tx, ends: &[(&Delivery, Ended)]) -> Result<(
             inboxes.entry(delivery.inbox).or_insert_with(|| count(format!("inbox:{}", delivery.inbox.inbox)));
         add(inbox, delivery, *ended);
         let domain = sending_domain(delivery);
+        // What a tenant does under a domain of its own is not the doing of the domain above, and of all others below it.
+        let of_tenant = ours.contains(&own(domain, delivery));
         for name in std::iter::once(domain).chain(above(domain)) {
             if name == domain
-                || ours.contains(&(name.to_owned(), None))
+                || (!of_tenant && ours.contains(&(name.to_owned(), None)))
                 || ours.contains(&own(name, delivery))
             {
                 let domain = domains.entry(name).or_insert_with(|| count(format!("domain:{name}")));
@@ -84,16 +88,18 @@ fn own(name: &str, delivery: &Delivery) -> (String, Option<i64>) {
     (name.to_owned(), Some(delivery.inbox.pod))
 }
 
-/// Of the names above the senders' domains those that are ours, each with the pod that has it.
+/// Of the senders' domains and the names above them those that are ours, each with the pod that has it; nothing where
+/// there are none above.
 async fn ours_above(
     tx: &mut Tx,
     ends: &[(&Delivery, Ended)],
 ) -> Result<HashSet<(String, Option<i64>)>, StoreError> {
-    let names: BTreeSet<&str> =
-        ends.iter().flat_map(|(delivery, _)| above(sending_domain(delivery))).collect();
+    let senders: BTreeSet<&str> = ends.iter().map(|(delivery, _)| sending_domain(delivery)).collect();
+    let mut names: BTreeSet<&str> = senders.iter().flat_map(|domain| above(domain)).collect();
     if names.is_empty() {
         return Ok(HashSet::new());
     }
+    names.extend(senders);
     let sql = tx.either(
         "SELECT domain, pod_key FROM domain WHERE (configured = 1 OR status = 'VERIFIED')
            AND domain IN (SELECT value FROM json_each($1)) LIMIT 1000",
@@ -104,9 +110,14 @@ async fn ours_above(
     tx.rows(sql, &[list.into()]).await?.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
 }
 
-/// Whose refusal it is: the registered domain of the recipient, or its whole domain where there is none.
-fn refuser(delivery: &Delivery) -> String {
-    psl::domain_str(&delivery.domain).unwrap_or(&delivery.domain).to_owned()
+/// Whose refusal it is: the registered domain of the recipient, or its whole domain where there is none; behind `~` where
+/// it came by mail, which whoever has an address there can write, and not from the domain's own server.
+fn refuser(delivery: &Delivery, ended: Ended) -> String {
+    let domain = psl::domain_str(&delivery.domain).unwrap_or(&delivery.domain);
+    match ended {
+        Ended::Delivered | Ended::Bounced => domain.to_owned(),
+        Ended::BouncedLate | Ended::Reported | Ended::Complained => format!("~{domain}"),
+    }
 }
 
 /// From the operator's inbox (`inbox::operator_address`) leave reports to strangers, who could ask for many and
@@ -118,13 +129,13 @@ pub(crate) fn is_of_operator(delivery: &Delivery) -> bool {
 fn add(count: &mut Count, delivery: &Delivery, ended: Ended) {
     match ended {
         Ended::Delivered => count.delivered += 1,
-        Ended::Bounced => count.bounced += 1,
+        Ended::Bounced | Ended::Reported => count.bounced += 1,
         Ended::BouncedLate => (count.delivered, count.bounced) = (count.delivered - 1, count.bounced + 1),
         Ended::Complained => count.complained += 1,
     }
     if ended != Ended::Delivered {
         (count.inbox, count.thread_key) = (delivery.inbox, delivery.thread_key);
-        let of_domain = count.refusals.entry(refuser(delivery)).or_default();
+        let of_domain = count.refusals.entry(refuser(delivery, ended)).or_default();
         match ended {
             Ended::Complained => of_domain.1 += 1,
             _ => of_domain.0 += 1,

@@ -194,7 +194,7 @@ pub(crate) async fn lock_inboxes(tx: &mut Tx, scope: &StopScope) -> Result<(), S
     let (pod, inbox, domain) = scope.columns();
     tx.execute(
         "SELECT 1 FROM inbox WHERE ($1 = 0 OR pod_key = $1) AND ($2 = 0 OR inbox_key = $2)
-           AND ($3 = '' OR domain = $3 OR domain LIKE '%.' || $3) ORDER BY pod_key, inbox_key FOR UPDATE",
+           AND ($3 = '' OR domain = $3 OR substr(domain, length(domain) - length($3)) = '.' || $3) ORDER BY pod_key, inbox_key FOR UPDATE",
         &[pod.into(), inbox.into(), domain.into()],
     )
     .await?;
@@ -209,7 +209,7 @@ pub(crate) async fn waiting(tx: &mut Tx, scope: &StopScope) -> Result<i64, Store
             "SELECT count(*) FROM delivery
              WHERE state IN ('due', 'deferred', 'scheduled', 'held') AND ($1 = 0 OR pod_key = $1)
                AND ($2 = 0 OR inbox_key = $2)
-               AND ($3 = '' OR inbox_key IN (SELECT inbox_key FROM inbox WHERE domain = $3 OR domain LIKE '%.' || $3))",
+               AND ($3 = '' OR inbox_key IN (SELECT inbox_key FROM inbox WHERE domain = $3 OR substr(domain, length(domain) - length($3)) = '.' || $3))",
             &[pod.into(), inbox.into(), domain.into()],
         )
         .await?;
@@ -223,7 +223,7 @@ pub(crate) async fn cancel_waiting(tx: &mut Tx, stop: &Stop) -> Result<u64, Stor
         "UPDATE delivery SET state = 'canceled', last_reply = $4, updated_at = $5
          WHERE state IN ('due', 'deferred', 'scheduled', 'held') AND ($1 = 0 OR pod_key = $1)
            AND ($2 = 0 OR inbox_key = $2)
-           AND ($3 = '' OR inbox_key IN (SELECT inbox_key FROM inbox WHERE domain = $3 OR domain LIKE '%.' || $3))",
+           AND ($3 = '' OR inbox_key IN (SELECT inbox_key FROM inbox WHERE domain = $3 OR substr(domain, length(domain) - length($3)) = '.' || $3))",
         &[pod.into(), inbox.into(), domain.into(), words(stop).into(), tx.now().into()],
     )
     .await

@@ -161,7 +161,7 @@ async fn shared_budget(setup: Setup) {
     assert!(row["last_reply"].as_str().unwrap().contains("2 recipients in 24 hours"), "{row}");
     let until = gatepost::clock::parse_rfc3339(row["next_attempt_at"].as_str().unwrap()).unwrap();
     let day = gatepost::clock::Clock::system().now() + gatepost::clock::DAY;
-    assert!((day - 60_000..day + 1_000).contains(&until), "{row}");
+    assert!((day - 300_000..day + 1_000).contains(&until), "{row}");
     let events = server.api.get("/v1/events?event_types=delivery.waiting").await.ok();
     assert_eq!(events["count"], 1, "the agent is told once: {events}");
     let queue = server.api.get("/v1/queue?state=scheduled").await.ok();
@@ -194,6 +194,11 @@ async fn a_new_inbox_begins_small_and_a_restart_forgets_nothing() {
     }
     let row = waiting("budget:inbox:ada@agents.example").await;
     assert!(row["last_reply"].as_str().unwrap().contains("day 1 of its warm-up"), "{row}");
+    eventually("two are noted", async || {
+        let events = server.api.get("/v1/events?event_types=message.delivered").await.ok();
+        (events["count"] == 2).then_some(())
+    })
+    .await;
     server.kill9();
     server.restart().await;
     send("bea", "3@remote.example").await;
@@ -230,7 +235,7 @@ async fn two_nodes_share_one_budget_on_postgres() {
     }
     eventually("all have left or wait", async || {
         let summary = first.api.get("/v1/queue").await.ok()["summary"].clone();
-        (summary["due"] == 0 && summary["attempting"] == 0).then_some(())
+        (summary["due"] == 0 && summary["attempting"] == 0 && summary["deferred"] == 0).then_some(())
     })
     .await;
     let summary = first.api.get("/v1/queue").await.ok()["summary"].clone();
@@ -363,7 +368,7 @@ async fn set_while_running(setup: Setup) {
     assert_eq!((full["used"].clone(), full["room"].clone()), (json!(2), json!(0)), "{full}");
     let opens = gatepost::clock::parse_rfc3339(full["opens_at"].as_str().unwrap()).unwrap();
     let day = gatepost::clock::Clock::system().now() + gatepost::clock::DAY;
-    assert!((day - 60_000..day + 1_000).contains(&opens), "{full}");
+    assert!((day - 300_000..day + 1_000).contains(&opens), "{full}");
     // Whose mail fills the rest of the domain's budget is not this agent's business.
     let seen = agent.get("/v1/budgets").await.ok();
     assert_eq!(

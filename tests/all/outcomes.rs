@@ -338,6 +338,42 @@ async fn nobody_reports_for_a_recipient_at_another_domain() {
     assert_eq!(it.suppressed().await, [("bob@remote.example".to_owned(), "bounce".to_owned())]);
 }
 
+/// Two mailboxes of one provider have the same return path: one of them cannot end the other's message before it was
+/// taken, nor have the other's address suppressed after.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_shares_a_return_path_ends_nobody_elses_message() {
+    let sink = Sink::start().await;
+    let dns = Dns::start(&sink.zone("remote.example")).await;
+    sink.refuse("bob@remote.example", "451 4.7.1 come back later");
+    let server = TestServer::new().inbox("ada").dns(&dns).start().await;
+    let to = json!(["bob@remote.example", "eve@remote.example"]);
+    let sent = server.api.post(SEND, json!({"to": to, "subject": "Offer", "text": "t"})).await.ok();
+    let taken = eventually("Eve has it", async || sink.taken().pop()).await;
+    let it = Sent { server, sink, sent, taken, _dns: dns };
+    it.events("message.delivered", 1).await;
+    let eves = it.taken.from.clone();
+    let quoted = format!("Return-Path: <{eves}>\r\n{}", String::from_utf8_lossy(&it.taken.message));
+    let complaint =
+        |id: &str| arf("abuse@agents.example", &quoted).replace("<c@provider", &format!("<{id}@provider"));
+    for n in 0..4 {
+        // While it is under way the report is put off, and else it is nobody's.
+        let mut smtp = it.server.dial().await;
+        let id = format!("forged{n}");
+        let reply = smtp.deliver("", &[&eves], dsn(&eves, &id, "5.1.1").as_bytes()).await.unwrap();
+        assert!([250, 451].contains(&reply.code), "{reply:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    }
+    it.report("abuse@agents.example", &complaint("early")).await;
+    it.sink.accept("bob@remote.example");
+    it.events("message.delivered", 2).await;
+    it.none_of("message.bounced").await;
+    it.report(&eves, &dsn(&eves, "late", "5.1.1")).await;
+    it.events("message.bounced", 1).await;
+    it.report("abuse@agents.example", &complaint("after")).await;
+    it.server.message("postmaster@agents.example", "complaint").await;
+    assert!(it.suppressed().await.is_empty(), "nobody is suppressed by a word that may be another's");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_sent_what_is_late_is_told_once_on_sqlite() {
     late(TestServer::new()).await;

@@ -85,6 +85,8 @@ fn table() -> Vec<(&'static str, &'static str, Act, &'static str, &'static str)>
         ("never-mail", "MAIL", say("550 5.7.1 not you"), BOUNCED, ""),
         ("never-rcpt", "RCPT", say("550 5.1.1 no such user"), BOUNCED, ""),
         ("never-data", "DATA", say("554 5.5.1 no"), BOUNCED, ""),
+        // One reply ahead of itself: a message that was never sent would count as delivered.
+        ("out-of-step", "DATA", say("250 2.1.5 ok"), DEFERRED, "out of step"),
         ("never-dot", "DOT", say("554 5.6.0 I do not like it"), BOUNCED, ""),
         // RFC 5321 §4.2.1: the code of the last line counts.
         ("two-codes", "RCPT", say("250-fine\r\n550 5.1.1 no"), BOUNCED, ""),

@@ -37,7 +37,7 @@ const MAX_METADATA: usize = 256;
 /// Characters of a display name: it has to fit into a From header line.
 const MAX_DISPLAY_NAME: usize = 256;
 /// Local parts that belong to the operator (RFC 2142, and the return path of bounces); DESIGN.md §3.
-const RESERVED: [&str; 11] = [
+const RESERVED: [&str; 12] = [
     "postmaster",
     "abuse",
     "mailer-daemon",
@@ -49,6 +49,7 @@ const RESERVED: [&str; 11] = [
     "tls-reports",
     "tlsrpt",
     "bounce",
+    "security",
 ];
 /// Return paths are `b-<token>@`.
 const BOUNCE_PREFIX: &str = "b-";

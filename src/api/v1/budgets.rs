@@ -48,7 +48,7 @@ pub(crate) struct BudgetView {
     cap: Option<i64>,
     /// Part of `cap` that is kept for what a person approved.
     reserved: i64,
-    /// Of the 24 hours that end now; absent where the budget is wider than the key's scope, as is `waiting`.
+    /// Of the 24 hours that end now; absent, as `room` and `waiting` are, where the budget is wider than the key's scope.
     #[serde(skip_serializing_if = "Option::is_none")]
     used: Option<i64>,
     /// How many more may leave now, approved ones aside.
@@ -241,11 +241,14 @@ async fn set(
     }
     match named.scope {
         BudgetScope::Inbox(_) if body.per_day.is_some() => {
-            let words = "is of a domain or a pod; an inbox has limits: PUT /v1/inboxes/{inbox_id}/limits";
+            let words = "cannot be set for an inbox: it has limits, PUT /v1/inboxes/{inbox_id}/limits";
             return Err(Problem::field(&["per_day"], words));
         }
         BudgetScope::Pod(_) if body.warm_up.is_some() => {
-            return Err(Problem::field(&["warm_up"], "is of a domain or an inbox"));
+            return Err(Problem::field(
+                &["warm_up"],
+                "cannot be set for a pod: a warm-up is a domain's or an inbox's",
+            ));
         }
         _ => {}
     }

@@ -95,6 +95,7 @@ pub(crate) struct AttemptView {
     host: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<String>,
+    /// Protocol and cipher, and `, verified by …` where the host proved itself; absent in clear
     #[serde(skip_serializing_if = "Option::is_none")]
     tls: Option<String>,
     /// `delivered`, `deferred`, `failed`, or `interrupted` where the process died

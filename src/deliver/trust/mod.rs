@@ -447,6 +447,10 @@ impl Trust {
         from: Option<IpAddr>,
     ) -> Result<Client, Refusal> {
         self.session(need, ResultType::StarttlsNotSupported, to, from);
+        if need.to_the_end && client.offers.starttls {
+            let text = format!("{} offers TLS and cannot begin it just now", need.host);
+            return Err(Refusal::Final(ClientError::Unable("4.7.0", text)));
+        }
         if need.to_the_end {
             return Err(Refusal::Final(client::keeps_no_tls(&need.host)));
         }

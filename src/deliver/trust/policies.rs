@@ -7,8 +7,9 @@ use tokio::time::Instant;
 
 use super::sts::{self, Policy};
 use super::{AFTER_FAILURE, Need, Trust};
+use crate::deliver::outcome::Outcome;
 use crate::deliver::route::{self, Network};
-use crate::dns::Resolver;
+use crate::dns::{DnsError, Resolver};
 use crate::fetch::{self, FetchError};
 use crate::store::StoreError;
 use crate::store::tls_result::{PolicyType, ResultType, TlsResult};
@@ -45,6 +46,26 @@ impl Trust {
                 held.map(|(_, policy)| policy)
             }
         })
+    }
+
+    /// What becomes of a message that must stay in TLS where nobody vouches for the host: `why`, for good, unless the
+    /// domain may have an MTA-STS policy that could not be had just now.
+    pub(crate) async fn unvouched(&self, domain: &str, why: String) -> Outcome {
+        let in_doubt = match self.dns.txt(&format!("_mta-sts.{domain}")).await {
+            // One is announced: it could not be fetched, or does not name this host.
+            Ok(records) if sts::record_id(&records).is_some() => {
+                !matches!(self.policy(domain).await, Ok(Some(_)))
+            }
+            Ok(_) | Err(DnsError::NotFound) => false,
+            Err(_) => true,
+        };
+        match in_doubt {
+            true => Outcome::deferred(
+                "4.7.0",
+                format!("{why}; whether it has such a policy cannot be known just now"),
+            ),
+            false => Outcome::failed("5.7.30", why),
+        }
     }
 
     async fn fetch(&self, domain: &str, id: &str) -> Result<Arc<Policy>, (ResultType, String)> {

@@ -72,7 +72,7 @@ impl Validated {
     pub(super) async fn ask(&self, name: &str, kind: RecordType) -> Result<Answer, DnsError> {
         let mut name = Name::from_ascii(name).map_err(|_| DnsError::NotFound)?;
         name.set_fqdn(true);
-        let mut why = DnsError::Temporary("no resolver to ask".into());
+        let mut why = DnsError::Temporary("no resolver is known: name one in dns.servers".into());
         match self {
             Validated::NextDoor(server) => {
                 for _ in 0..2 {

@@ -23,13 +23,6 @@ pub struct Group {
     pub domain: String,
 }
 
-impl Group {
-    /// As it stands in `Busy`.
-    pub fn text(priority: Priority, inbox: i64, domain: &str) -> String {
-        format!("{}/{inbox}/{domain}", priority as i64)
-    }
-}
-
 /// Where the last scan ended, for each priority.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Turn([Place; 3]);
@@ -53,8 +46,8 @@ pub struct Claimed {
     pub turn: Turn,
 }
 
-/// Takes about `limit` rows that are due, except those in `busy`: a JSON array of domains, and of groups as
-/// `Group::text` has them. They are `attempting` and counted when this commits.
+/// Takes about `limit` rows that are due, except those to `busy`: a JSON array of domains. They are `attempting` and
+/// counted when this commits.
 pub async fn claim(
     tx: &mut Tx,
     node: &str,
@@ -136,9 +129,7 @@ async fn scan(tx: &mut Tx, limit: i64, busy: &str, turn: &Turn) -> Result<Vec<Gr
              FROM json_each($1)
              UNION ALL
              SELECT c.priority, c.part, c.each, c.end_pod, c.end_inbox, d.pod_key, d.inbox_key, d.domain,
-                    $2 = '[]' OR d.domain NOT IN (SELECT value FROM json_each($2))
-                        AND d.priority || '/' || d.inbox_key || '/' || d.domain
-                            NOT IN (SELECT value FROM json_each($2)),
+                    $2 = '[]' OR d.domain NOT IN (SELECT value FROM json_each($2)),
                     iif(d.inbox_key = c.inbox, c.mine + c.free, 0),
                     c.total + c.free
              FROM chain c JOIN delivery d ON d.rowid = (
@@ -159,8 +150,6 @@ async fn scan(tx: &mut Tx, limit: i64, busy: &str, turn: &Turn) -> Result<Vec<Gr
              UNION ALL
              SELECT c.priority, c.part, c.each, c.end_pod, c.end_inbox, d.pod_key, d.inbox_key, d.domain,
                     CASE WHEN d.domain NOT IN (SELECT json_array_elements_text($2::json))
-                          AND c.priority || '/' || d.inbox_key || '/' || d.domain
-                              NOT IN (SELECT json_array_elements_text($2::json))
                          THEN 1::bigint ELSE 0::bigint END,
                     CASE WHEN d.inbox_key = c.inbox THEN c.mine + c.free ELSE 0::bigint END,
                     c.total + c.free

@@ -183,7 +183,7 @@ pub async fn handle(
         }
         Handling::Release(_) => {
             "UPDATE delivery SET state = CASE WHEN attempts = 0 AND next_attempt_at > $4 THEN 'scheduled' ELSE 'due' END,
-                    held_by = 'released', updated_at = $4
+                    held_by = CASE WHEN $5 = 'operator' THEN 'released' END, updated_at = $4
              WHERE pod_key = $1 AND inbox_key = $2 AND delivery_key = $3 AND state = 'held'
                AND ($5 = 'operator' OR held_by = $5)"
         }
