@@ -60,8 +60,8 @@
 //!    and limits, giving a `Decision` with its reasons.
 //! 3. Released, in the same transaction: message, thread, one delivery row for each recipient
 //!    (`gate::release::enqueue`), the limit's running sum, event and audit row. The 2xx is said after it.
-//! 4. `queue::run` claims what is due, asks the gate again (`gate::let_go_on`: stops, suppressions, and budgets, which
-//!    may make it wait) and writes that it tries before it dials. A local recipient takes the road in
+//! 4. `queue::run` claims what is due, asks the gate again (`gate::recheck::let_go_on`: stops, suppressions, and
+//!    budgets, which may make it wait) and writes that it tries before it dials. A local recipient takes the road in
 //!    (`inbox::deliver_local`), `gatepost dev` captures, everything else goes to `deliver`.
 //! 5. `deliver` finds the hosts (MX, addresses, none of them private; or a smarthost), waits for leave to go there
 //!    (`deliver::site`: limits for each set of MX hosts), signs (`deliver::dkim`), speaks SMTP over

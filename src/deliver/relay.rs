@@ -311,9 +311,10 @@ impl Relay {
             Some(_) => Plan::none(domain),
             // RFC 8689 §4.1: neither MTA-STS nor DANE holds it up; TLS is used where it can be had.
             None if way.tls == TlsDemand::Optional => Plan::none(domain),
-            None => {
-                self.known_by(deadline, self.trust.plan(domain)).await.unwrap_or_else(|| Err(late(())))?
-            }
+            None => match self.known_by(deadline, self.trust.plan(domain)).await {
+                Some(plan) => plan?,
+                None => return Err(late(())),
+            },
         };
         let last_host = way.hosts.len().saturating_sub(1);
         let mut dials = failed.len();

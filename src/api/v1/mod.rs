@@ -1,5 +1,5 @@
-//! `/v1`: what Gatepost adds: work items, limits and budgets, receive policy, held mail, events, waiting for mail, suppressions,
-//! reports.
+//! `/v1`: what Gatepost adds: work items, limits and budgets, receive policy, held mail, events, waiting for mail,
+//! suppressions, reports.
 
 mod budgets;
 mod claim;
