@@ -166,30 +166,33 @@ async fn a_bounce_that_comes_back_by_mail_finds_its_delivery() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bounce_in_prose_and_a_complaint_suppress_whom_they_name() {
     let sink = Sink::start().await;
-    let dns = Dns::start(&sink.zone("remote.example")).await;
+    let dns =
+        Dns::start(&["one.example", "two.example", "three.example"].map(|d| sink.zone(d)).concat()).await;
     let server = TestServer::new().inbox("ada").dns(&dns).start().await;
-    let to = ["gone@remote.example", "tired@remote.example", "happy@remote.example"];
+    let to = ["gone@one.example", "tired@two.example", "happy@three.example"];
     let sent = server.api.post(SEND, json!({"to": to, "subject": "s", "text": "t"})).await.ok();
     eventually("all three have it", async || {
         let events = server.api.get("/v1/events?event_types=message.delivered&limit=1000").await.ok();
         (events["events"].as_array()?.len() == 3).then_some(())
     })
     .await;
-    let path = sink.taken()[0].from.clone();
+    let path_of = |to: &str| sink.taken().into_iter().find(|mail| mail.to == [to]).unwrap().from;
+    let path = path_of(to[0]);
     let prose = format!(
-        "From: MAILER-DAEMON@remote.example\r\nTo: {path}\r\nSubject: failure notice\r\n\r\n\
-         Hi. This is the qmail-send program.\r\n\r\n<gone@remote.example>:\r\nSorry, no mailbox here by that name.\r\n\r\n\
+        "From: MAILER-DAEMON@one.example\r\nTo: {path}\r\nSubject: failure notice\r\n\r\n\
+         Hi. This is the qmail-send program.\r\n\r\n<gone@one.example>:\r\nSorry, no mailbox here by that name.\r\n\r\n\
          <stranger@elsewhere.example>:\r\nSorry, no mailbox here by that name.\r\n"
     );
     server.receive("", &path, prose.as_bytes()).await;
     event(&server, "message.bounced", &sent["message_id"]).await;
     for kind in ["auth-failure", "abuse"] {
-        let name = if kind == "abuse" { "tired" } else { "happy" };
+        let name = if kind == "abuse" { to[1] } else { to[2] };
+        let path = path_of(name);
         let complaint = format!(
             "From: fbl@remote.example\r\nTo: {path}\r\nSubject: complaint\r\nMIME-Version: 1.0\r\n\
              Content-Type: multipart/report; report-type=feedback-report; boundary=b\r\n\r\n--b\r\n\
              Content-Type: message/feedback-report\r\n\r\nFeedback-Type: {kind}\r\n\
-             Original-Rcpt-To: {name}@remote.example\r\n\r\n--b--\r\n"
+             Original-Rcpt-To: {name}\r\n\r\n--b--\r\n"
         );
         server.receive("", &path, complaint.as_bytes()).await;
     }
@@ -198,6 +201,6 @@ async fn a_bounce_in_prose_and_a_complaint_suppress_whom_they_name() {
     let said: Vec<_> = suppressed.iter().map(|s| (s["address"].as_str(), s["reason"].as_str())).collect();
     assert_eq!(
         said,
-        [(Some("gone@remote.example"), Some("bounce")), (Some("tired@remote.example"), Some("complaint"))]
+        [(Some("gone@one.example"), Some("bounce")), (Some("tired@two.example"), Some("complaint"))]
     );
 }
